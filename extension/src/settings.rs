@@ -1,0 +1,39 @@
+//! The settings `pgsteward.*` that an administrator tunes per server, role or session.
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use std::ffi::CString;
+
+pub static TRUST_RECOMPUTE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+pub static TRUST_MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(5);
+static USER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+pub fn register() {
+    GucRegistry::define_int_guc(
+        c"pgsteward.trust_recompute_timeout",
+        c"How long one call of trust_recompute() may work before it stops and keeps what it has done.",
+        c"Overridden by the timeout argument. The worker's TRUST_RECOMPUTE_TIMEOUT_SEC sets that argument.",
+        &TRUST_RECOMPUTE_TIMEOUT,
+        1,
+        86_400_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"pgsteward.trust_max_attempts",
+        c"Failures in a row after which a scene is quarantined.",
+        c"A new change of the scene, or trust_mark_dirty(), gives it another try.",
+        &TRUST_MAX_ATTEMPTS,
+        1,
+        100,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"pgsteward.user",
+        c"The user on whose behalf the application acts, for row-level security.",
+        c"Set by the application in each transaction: SET LOCAL pgsteward.user = 'did:...'.",
+        &USER,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+}

@@ -1,0 +1,3 @@
+SELECT id
+  FROM scenes
+ WHERE id = ANY ($1) AND deleted_at IS NULL

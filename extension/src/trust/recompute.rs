@@ -1,0 +1,194 @@
+//! One cycle of recomputation: claim a batch, read its inputs, store what changed, until done or out of time.
+//!
+//! A scene is worked on by one session at a time (`claim`), and inputs are read after its marks are locked, under a
+//! newer snapshot. A change that commits later adds a mark that this session has not locked and so does not clear:
+//! no change is ever lost, and the last score stored has seen all changes whose marks are gone.
+
+use crate::deadline::Deadline;
+use crate::error::refuse;
+use crate::heap::Table;
+use crate::statement::{arg, execute, query};
+use crate::subtransaction::{Failure, attempt};
+use crate::trust::claim::{Claim, claim};
+use crate::trust::inputs::read_inputs;
+use crate::trust::store::{Computed, Outcome, record_failure, store};
+use pgrx::datum::{TimestampWithTimeZone, Uuid};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::time::{Duration, Instant};
+
+pub struct Request {
+    pub batch_size: i32,
+    pub max_scenes: i64,
+    pub timeout: Duration,
+    /// Only this scene.
+    pub scene: Option<Uuid>,
+}
+
+#[derive(Default)]
+pub struct Run {
+    pub processed: i64,
+    pub changed: i64,
+    pub failed: i64,
+    pub remaining: i64,
+    pub duration_ms: f64,
+    pub timed_out: bool,
+    total_change: f64,
+    had_score: i64,
+}
+
+impl Run {
+    /// Mean absolute change over scenes that had a score before (the documents' name for it).
+    pub fn avg_weight_variance(&self) -> f64 {
+        if self.had_score == 0 { 0.0 } else { self.total_change / self.had_score as f64 }
+    }
+
+    fn add(&mut self, outcome: &Outcome) {
+        self.processed += outcome.processed;
+        self.changed += outcome.changed;
+        self.total_change += outcome.total_change;
+        self.had_score += outcome.had_score;
+    }
+}
+
+/// Scenes stored in the first subtransaction of a call; later ones follow the time it took.
+const FIRST_CHUNK: usize = 8;
+const SHORT_CHUNK: Duration = Duration::from_millis(50);
+const LONG_CHUNK: Duration = Duration::from_millis(200);
+
+/// Refuses to work without the schema, or under a snapshot that hides later changes.
+pub fn check_preconditions() {
+    if Table::open(c"trust_dirty").is_none() {
+        refuse(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "the schema of pgsteward has not been migrated".to_string(),
+            "Run SELECT * FROM steward_migrate(); or pgsteward migrate from the shell.",
+        );
+    }
+    // SAFETY: reads a variable of this backend.
+    if unsafe { pg_sys::XactIsoLevel } != pg_sys::XACT_READ_COMMITTED as i32 {
+        refuse(
+            PgSqlErrorCode::ERRCODE_INVALID_TRANSACTION_STATE,
+            "trust cannot be recomputed in a REPEATABLE READ or SERIALIZABLE transaction".to_string(),
+            "It must see changes that commit while it runs: call it in a READ COMMITTED transaction.",
+        );
+    }
+}
+
+pub fn run(request: &Request) -> Run {
+    check_preconditions();
+    let started = Instant::now();
+    let mut started_at: Option<TimestampWithTimeZone> = None;
+    query("SELECT clock_timestamp()", Vec::new, |row| started_at = row.get(1));
+    let mut run = Run::default();
+    let mut chunk = FIRST_CHUNK;
+    let mut after = i64::MIN;
+    let deadline = Deadline::after(request.timeout);
+
+    while !run.timed_out {
+        let limit = (request.max_scenes - run.processed - run.failed).min(i64::from(request.batch_size));
+        if limit <= 0 {
+            break;
+        }
+        let read = attempt(|| {
+            let batch = claim(after, limit, request.scene);
+            let computed = read_inputs(&batch.claims);
+            (batch, computed)
+        });
+        let (batch, computed) = match read {
+            Ok(read) => read,
+            Err(_) if deadline.passed() => {
+                run.timed_out = true;
+                break;
+            }
+            Err(failure) => failure.raise(),
+        };
+        if batch.locked == 0 {
+            break;
+        }
+        after = batch.last_generation;
+        store_batch(&batch.claims, &computed, &deadline, &mut chunk, &mut run);
+        if !run.timed_out && deadline.passed() && run.processed + run.failed < request.max_scenes {
+            run.timed_out = dirty_left(after);
+        }
+    }
+    drop(deadline);
+
+    query("SELECT count(*) FROM (SELECT FROM trust_dirty GROUP BY scene_id) AS dirty", Vec::new, |row| {
+        run.remaining = row.get(1).unwrap_or_default();
+    });
+    run.duration_ms = started.elapsed().as_secs_f64() * 1_000.0;
+    if run.processed + run.failed > 0 || run.timed_out {
+        execute(include_str!("record_run.sql"), || {
+            vec![
+                arg(started_at),
+                arg(run.duration_ms),
+                arg(run.processed),
+                arg(run.changed),
+                arg(run.failed),
+                arg(run.remaining),
+                arg(run.avg_weight_variance()),
+                arg(run.timed_out),
+            ]
+        });
+    }
+    run
+}
+
+fn dirty_left(after: i64) -> bool {
+    query("SELECT FROM trust_dirty WHERE generation > $1 LIMIT 1", || vec![arg(after)], |_| ()) > 0
+}
+
+/// Stores a batch in chunks that grow while they are quick, so that a slow one loses little to the deadline.
+fn store_batch(claims: &[Claim], computed: &[Computed], deadline: &Deadline, chunk: &mut usize, run: &mut Run) {
+    let mut done = 0;
+    while done < claims.len() {
+        if deadline.passed() {
+            run.timed_out = true;
+            return;
+        }
+        let end = (done + *chunk).min(claims.len());
+        let began = Instant::now();
+        if !store_or_isolate(&claims[done..end], &computed[done..end], deadline, run) {
+            run.timed_out = true;
+            return;
+        }
+        let elapsed = began.elapsed();
+        if elapsed < SHORT_CHUNK {
+            *chunk = chunk.saturating_mul(4);
+        } else if elapsed > LONG_CHUNK {
+            *chunk = (*chunk / 2).max(1);
+        }
+        done = end;
+    }
+}
+
+/// Stores these scenes; if that fails, halves them until the failing scenes stand alone. False if time ran out.
+fn store_or_isolate(claims: &[Claim], computed: &[Computed], deadline: &Deadline, run: &mut Run) -> bool {
+    match attempt(|| store(claims, computed)) {
+        Ok(outcome) => {
+            run.add(&outcome);
+            true
+        }
+        Err(_) if deadline.passed() => false,
+        Err(failure) if concerns_everyone(&failure) => failure.raise(),
+        Err(failure) if claims.len() == 1 => {
+            record_failure(&claims[0], &failure.message);
+            run.failed += 1;
+            true
+        }
+        Err(_) => {
+            let half = claims.len() / 2;
+            store_or_isolate(&claims[..half], &computed[..half], deadline, run)
+                && store_or_isolate(&claims[half..], &computed[half..], deadline, run)
+        }
+    }
+}
+
+/// Failures that are not the fault of a scene: cancellation, resources, permissions, a broken schema, bugs.
+fn concerns_everyone(failure: &Failure) -> bool {
+    let code = failure.code.as_str();
+    ["25", "53", "57", "58", "XX"].iter().any(|class| code.starts_with(class))
+        || code == "42501"
+        || code.starts_with("42P")
+}

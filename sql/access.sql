@@ -1,0 +1,120 @@
+-- Every role, grant and policy. Applied again whenever it changes, after all functions and views.
+
+DO $$
+DECLARE
+    role_name text;
+BEGIN
+    FOREACH role_name IN ARRAY ARRAY['steward_readonly', 'steward_app', 'steward_worker', 'steward_admin'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role_name) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', role_name);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL;  -- another database of the cluster is being migrated at this moment
+            END;
+        END IF;
+    END LOOP;
+END $$;
+
+-- Nothing is executable or readable by PUBLIC; what each role may do is listed below and nowhere else.
+DO $$
+DECLARE
+    object record;
+BEGIN
+    FOR object IN
+        SELECT p.oid::regprocedure AS name, 'FUNCTION' AS kind FROM pg_proc p
+          LEFT JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+          LEFT JOIN pg_extension e ON e.oid = d.refobjid
+         WHERE p.pronamespace = quote_ident(current_schema)::regnamespace AND (e.extname = 'pgsteward' OR p.oid IN (SELECT steward_schema_functions()))
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM PUBLIC, steward_readonly, steward_app, steward_worker, steward_admin', object.kind, object.name);
+    END LOOP;
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO steward_readonly, steward_app, steward_worker, steward_admin', current_schema);
+END $$;
+
+GRANT EXECUTE ON FUNCTION
+    steward_version(), trust_role_multiplier(text), trust_formula(text[], double precision[], double precision[]),
+    queue_retry_delay(int, double precision), require_valid(boolean, text, text, text), require_argument(anyelement, text),
+    steward_user(), trust_score(uuid)
+    TO steward_readonly, steward_app, steward_worker, steward_admin;
+
+GRANT EXECUTE ON FUNCTION
+    enqueue_event(text, jsonb, text, int, timestamptz, int), enqueue_events(text, jsonb[], text[], int, timestamptz, int),
+    owns_scene(uuid), joined_scene(uuid)
+    TO steward_app, steward_worker, steward_admin;
+
+GRANT EXECUTE ON FUNCTION
+    check_lease_arguments(bigint[], uuid), check_ttl(int), lease_events(text, int, int, text), hold_events(bigint[], uuid, timestamptz),
+    ack_events(bigint[], uuid, timestamptz), fail_events(bigint[], uuid, text, boolean, timestamptz),
+    extend_events(bigint[], uuid, int, timestamptz), release_events(bigint[], uuid, timestamptz),
+    run_handler(text, bigint[], jsonb[]), process_events(bigint[], uuid),
+    worker_beat(text, text, int, text, timestamptz, text, boolean, int, bigint, text),
+    trust_recompute(int, interval, bigint), trust_recompute_scene(uuid), trust_mark_dirty(uuid[]), trust_compute(uuid[])
+    TO steward_worker, steward_admin;
+
+GRANT EXECUTE ON FUNCTION
+    steward_schema(), steward_schema_status(), steward_files()
+    TO steward_readonly, steward_worker, steward_admin;
+
+GRANT EXECUTE ON FUNCTION
+    register_topic(text, regproc, int, text), requeue_events(bigint[]), trust_mark_all_dirty(), wake_workers(text),
+    steward_schema_functions(), steward_catalogue(), steward_catalogue_expected(),
+    steward_schema_validate(), steward_schema_report(), steward_schema_stats()
+    TO steward_admin;
+
+GRANT SELECT ON vw_events_queue_health, vw_trust_health, vw_worker_health, steward_health
+    TO steward_readonly, steward_worker, steward_admin;
+GRANT SELECT ON schema_migrations, trust_scores, trust_recompute_runs, event_topics
+    TO steward_readonly, steward_worker, steward_admin;
+
+-- The worker reads what trust is computed from and writes what follows from it.
+GRANT SELECT ON scenes, memberships, alliances TO steward_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON trust_scores, trust_dirty TO steward_worker;
+GRANT SELECT, INSERT ON trust_recompute_runs TO steward_worker;
+GRANT USAGE ON SEQUENCE trust_dirty_generation_seq TO steward_worker;
+
+-- Administrators do by hand what the documents' runbooks do by hand.
+GRANT SELECT, INSERT, UPDATE, DELETE ON
+    scenes, memberships, alliances, trust_scores, trust_dirty, trust_recompute_runs,
+    events_queue, events_queue_live, events_queue_done, events_queue_error, event_keys TO steward_admin;
+GRANT SELECT ON audit_log, event_tally, event_topics, worker_heartbeats TO steward_admin;
+GRANT USAGE ON SEQUENCE trust_dirty_generation_seq, events_queue_id_seq TO steward_admin;
+
+-- Applications read through row-level security.
+GRANT SELECT ON scenes, memberships, alliances TO steward_app;
+
+ALTER TABLE scenes ENABLE ROW LEVEL SECURITY;
+ALTER TABLE memberships ENABLE ROW LEVEL SECURITY;
+ALTER TABLE alliances ENABLE ROW LEVEL SECURITY;
+ALTER TABLE events_queue ENABLE ROW LEVEL SECURITY;
+ALTER TABLE events_queue_live ENABLE ROW LEVEL SECURITY;
+ALTER TABLE events_queue_done ENABLE ROW LEVEL SECURITY;
+ALTER TABLE events_queue_error ENABLE ROW LEVEL SECURITY;
+ALTER TABLE event_keys ENABLE ROW LEVEL SECURITY;
+
+DO $$
+DECLARE
+    policy record;
+BEGIN
+    FOR policy IN
+        SELECT * FROM (VALUES
+            ('scenes',             'worker_reads',    'SELECT', 'steward_worker', 'true'),
+            ('memberships',        'worker_reads',    'SELECT', 'steward_worker', 'true'),
+            ('alliances',          'worker_reads',    'SELECT', 'steward_worker', 'true'),
+            ('scenes',             'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('memberships',        'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('alliances',          'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('events_queue',       'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('events_queue_live',  'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('events_queue_done',  'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('events_queue_error', 'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('event_keys',         'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('scenes',             'app_reads_shown', 'SELECT', 'steward_app',
+                'deleted_at IS NULL AND (owner_did = (SELECT steward_user()) OR (moderation_status IN (''visible'', ''flagged'') AND (visibility = ''public'' OR joined_scene(id))))'),
+            ('memberships',        'app_reads_own',   'SELECT', 'steward_app', 'user_did = (SELECT steward_user()) OR owns_scene(scene_id)'),
+            ('alliances',          'app_reads_live',  'SELECT', 'steward_app', 'deleted_at IS NULL')
+        ) AS p (table_name, name, command, role_name, rows)
+    LOOP
+        EXECUTE format('DROP POLICY IF EXISTS %I ON %I', policy.name, policy.table_name);
+        EXECUTE format('CREATE POLICY %I ON %I FOR %s TO %I USING (%s)', policy.name, policy.table_name, policy.command, policy.role_name, policy.rows);
+    END LOOP;
+END $$;

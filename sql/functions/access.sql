@@ -1,0 +1,21 @@
+-- Who is asking: used by row-level security.
+
+CREATE OR REPLACE FUNCTION steward_user() RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
+    SELECT coalesce(nullif(current_setting('pgsteward.user', true), ''),
+                    nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')
+$$;
+COMMENT ON FUNCTION steward_user() IS
+    'The user on whose behalf the application acts: the setting pgsteward.user (SET LOCAL pgsteward.user = ''did:...''), else the claim "sub" of request.jwt.claims as PostgREST and Supabase set it; NULL if neither is set.';
+
+CREATE OR REPLACE FUNCTION owns_scene(scene_id uuid) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT EXISTS (SELECT FROM scenes s WHERE s.id = scene_id AND s.owner_did = steward_user())
+$$;
+COMMENT ON FUNCTION owns_scene(uuid) IS 'True if steward_user() owns the scene.';
+
+CREATE OR REPLACE FUNCTION joined_scene(scene_id uuid) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT EXISTS (SELECT FROM memberships m WHERE m.scene_id = joined_scene.scene_id AND m.user_did = steward_user() AND m.status = 'active')
+$$;
+COMMENT ON FUNCTION joined_scene(uuid) IS 'True if steward_user() is an active member of the scene.';

@@ -1,0 +1,169 @@
+-- Marking scenes dirty in the transaction of the change, and reading trust. The recompute itself is in the extension.
+
+CREATE OR REPLACE FUNCTION trust_mark(scene_ids uuid[]) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    kept   uuid[] := '{}';
+    marked bigint;
+BEGIN
+    -- A mark that nobody works on is kept, locked until this transaction ends: a recompute skips it meanwhile and then
+    -- sees this change. Whatever is locked by somebody else gets a second mark. So marking never waits for anybody.
+    -- Under an older snapshot a mark could be gone without our seeing it, so there a new mark is always added.
+    IF current_setting('transaction_isolation') = 'read committed' THEN
+        WITH free AS MATERIALIZED (
+            SELECT generation, scene_id, attempts FROM trust_dirty WHERE scene_id = ANY (scene_ids) FOR UPDATE SKIP LOCKED
+        ), pardoned AS (
+            UPDATE trust_dirty d SET attempts = 0, retry_at = '-infinity', quarantined_at = NULL, last_error = NULL
+              FROM free f WHERE d.generation = f.generation AND f.attempts > 0
+        )
+        SELECT coalesce(array_agg(DISTINCT scene_id), '{}') INTO kept FROM free;
+    END IF;
+    INSERT INTO trust_dirty (scene_id)
+    SELECT id FROM unnest(scene_ids) AS id WHERE id IS NOT NULL
+    EXCEPT
+    SELECT id FROM unnest(kept) AS id;
+    GET DIAGNOSTICS marked = ROW_COUNT;
+    IF marked > 0 THEN
+        PERFORM wake_workers('trust');
+    END IF;
+    RETURN marked + cardinality(kept);
+END $$;
+COMMENT ON FUNCTION trust_mark(uuid[]) IS
+    'Marks scenes dirty without checking that they exist, and lifts their quarantine; returns how many are marked. Internal: used by the triggers.';
+
+CREATE OR REPLACE FUNCTION trust_mark_dirty(scene_ids uuid[]) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    unknown uuid;
+BEGIN
+    PERFORM require_argument(scene_ids, 'scene_ids');
+    SELECT id INTO unknown FROM unnest(scene_ids) AS id WHERE NOT EXISTS (SELECT FROM scenes s WHERE s.id = id.id) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('scene %s does not exist', coalesce(unknown::text, 'NULL')),
+            HINT = 'SELECT id, name FROM scenes lists the scenes.';
+    END IF;
+    RETURN trust_mark(scene_ids);
+END $$;
+COMMENT ON FUNCTION trust_mark_dirty(uuid[]) IS
+    'Marks scenes to be recomputed, and gives quarantined ones another try. Returns how many are marked; an unknown scene is an error (42704) and nothing is marked.';
+
+CREATE OR REPLACE FUNCTION trust_mark_all_dirty() RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT trust_mark(ARRAY(SELECT id FROM scenes UNION SELECT scene_id FROM trust_scores))
+$$;
+COMMENT ON FUNCTION trust_mark_all_dirty() IS 'Marks every scene to be recomputed, and every score whose scene is gone. Returns how many are marked.';
+
+CREATE OR REPLACE FUNCTION trust_score(scene_id uuid)
+RETURNS TABLE (scene uuid, score double precision, alliance_factor double precision, membership_mean double precision,
+               memberships int, alliances int, stale boolean, computed_at timestamptz)
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1 SET search_path FROM CURRENT AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM require_argument(trust_score.scene_id, 'scene_id');
+    IF NOT EXISTS (SELECT FROM scenes s WHERE s.id = trust_score.scene_id AND s.deleted_at IS NULL) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('scene %s does not exist', trust_score.scene_id),
+            HINT = 'SELECT id, name FROM scenes WHERE deleted_at IS NULL lists the scenes.';
+    END IF;
+    RETURN QUERY
+    SELECT t.scene_id, t.score, t.alliance_factor, t.membership_mean, t.memberships, t.alliances,
+           EXISTS (SELECT FROM trust_dirty d WHERE d.scene_id = t.scene_id), t.computed_at
+      FROM trust_scores t WHERE t.scene_id = trust_score.scene_id;
+    IF NOT FOUND THEN
+        RETURN QUERY
+        SELECT c.scene_id, c.score, c.alliance_factor, c.membership_mean, c.memberships, c.alliances, true, NULL::timestamptz
+          FROM trust_compute(ARRAY[trust_score.scene_id]) c;
+    END IF;
+END $$;
+COMMENT ON FUNCTION trust_score(uuid) IS
+    'The trust score of a scene, 0 to 1, with the parts that multiply to it: score = alliance_factor x membership_mean. stale is true while a change waits to be recomputed. A score that was never stored is computed now, with computed_at NULL. An unknown or deleted scene is an error (42704).';
+
+CREATE OR REPLACE FUNCTION trust_compute(scene_ids uuid[])
+RETURNS TABLE (scene_id uuid, score double precision, alliance_factor double precision, membership_mean double precision, memberships int, alliances int)
+LANGUAGE sql STABLE ROWS 100 SET search_path FROM CURRENT AS $$
+    SELECT i.id, a.factor * m.mean, a.factor, m.mean, m.ct, a.ct
+      FROM unnest(scene_ids) AS i(id)
+     CROSS JOIN LATERAL (
+        SELECT coalesce(avg(m.trust_weight * trust_role_multiplier(m.role)), 0) AS mean, count(*)::int AS ct
+          FROM memberships m WHERE m.scene_id = i.id AND m.status = 'active') AS m
+     CROSS JOIN LATERAL (
+        SELECT coalesce(avg(a.weight), 1) AS factor, count(*)::int AS ct
+          FROM alliances a
+         WHERE a.from_scene_id = i.id AND a.status = 'active' AND a.deleted_at IS NULL
+           AND NOT EXISTS (SELECT FROM scenes s WHERE s.id = a.to_scene_id
+                              AND (s.deleted_at IS NOT NULL OR s.moderation_status IN ('hidden', 'suspended')))) AS a
+$$;
+COMMENT ON FUNCTION trust_compute(uuid[]) IS
+    'The trust of scenes computed from scratch in plain SQL, without reading or writing stored scores: the definition that trust_recompute() must agree with.';
+
+CREATE OR REPLACE FUNCTION trust_memberships_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        PERFORM trust_mark(ARRAY(SELECT DISTINCT scene_id FROM new_rows));
+    ELSIF TG_OP = 'DELETE' THEN
+        PERFORM trust_mark(ARRAY(SELECT DISTINCT scene_id FROM old_rows));
+    ELSE
+        PERFORM trust_mark(ARRAY(
+            SELECT unnest(ARRAY[o.scene_id, n.scene_id]) FROM old_rows o FULL JOIN new_rows n USING (id)
+             WHERE (o.scene_id, o.role, o.trust_weight, o.status) IS DISTINCT FROM (n.scene_id, n.role, n.trust_weight, n.status)));
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION trust_memberships_changed() IS 'Trigger: marks the scenes whose members, roles, weights or states changed, a moved membership both its scenes.';
+
+CREATE OR REPLACE FUNCTION trust_alliances_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        PERFORM trust_mark(ARRAY(SELECT DISTINCT from_scene_id FROM new_rows));
+    ELSIF TG_OP = 'DELETE' THEN
+        PERFORM trust_mark(ARRAY(SELECT DISTINCT from_scene_id FROM old_rows));
+    ELSE
+        PERFORM trust_mark(ARRAY(
+            SELECT unnest(ARRAY[o.from_scene_id, n.from_scene_id]) FROM old_rows o FULL JOIN new_rows n USING (id)
+             WHERE (o.from_scene_id, o.to_scene_id, o.weight, o.status, o.deleted_at)
+                   IS DISTINCT FROM (n.from_scene_id, n.to_scene_id, n.weight, n.status, n.deleted_at)));
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION trust_alliances_changed() IS 'Trigger: marks the scenes whose alliances changed, were deleted softly or came back.';
+
+CREATE OR REPLACE FUNCTION trust_scenes_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    changed uuid[];
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        changed := ARRAY(SELECT id FROM new_rows);
+    ELSIF TG_OP = 'DELETE' THEN
+        changed := ARRAY(SELECT id FROM old_rows);
+    ELSE
+        changed := ARRAY(
+            SELECT unnest(ARRAY[o.id, n.id]) FROM old_rows o FULL JOIN new_rows n USING (id)
+             WHERE (o.deleted_at, o.moderation_status) IS DISTINCT FROM (n.deleted_at, n.moderation_status));
+        changed := changed || ARRAY(SELECT from_scene_id FROM alliances WHERE to_scene_id = ANY (changed));
+    END IF;
+    PERFORM trust_mark(changed);
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION trust_scenes_changed() IS 'Trigger: marks scenes that are new, deleted, restored or moderated, and the scenes that vouch for them.';
+
+CREATE OR REPLACE FUNCTION trust_inputs_truncated() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM trust_mark_all_dirty();
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION trust_inputs_truncated() IS 'Trigger: marks every scene after TRUNCATE of scenes, memberships or alliances.';
+
+DO $$
+DECLARE
+    table_name text;
+BEGIN
+    FOREACH table_name IN ARRAY ARRAY['scenes', 'memberships', 'alliances'] LOOP
+        EXECUTE format('CREATE OR REPLACE TRIGGER trust_insert AFTER INSERT ON %I REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION %I()', table_name, format('trust_%s_changed', table_name));
+        EXECUTE format('CREATE OR REPLACE TRIGGER trust_update AFTER UPDATE ON %I REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION %I()', table_name, format('trust_%s_changed', table_name));
+        EXECUTE format('CREATE OR REPLACE TRIGGER trust_delete AFTER DELETE ON %I REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION %I()', table_name, format('trust_%s_changed', table_name));
+        EXECUTE format('CREATE OR REPLACE TRIGGER trust_truncate AFTER TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION trust_inputs_truncated()', table_name);
+    END LOOP;
+END $$;
