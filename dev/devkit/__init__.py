@@ -1,0 +1,1 @@
+"""Building blocks of the developer tools `provide.py` and `cluster.py`."""
