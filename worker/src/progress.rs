@@ -1,0 +1,155 @@
+//! `--until-empty`: shows what is left, and stops the worker when nothing is.
+
+use crate::backoff::Backoff;
+use crate::connection::failure::Failure;
+use crate::sql;
+use crate::table::{self, Row};
+use crate::tasks::trust;
+use crate::worker::{Pulse, Worker};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Between looks at the backlog: never less, and longer while a look takes long.
+const SHORTEST: Duration = Duration::from_millis(200);
+const LONGEST: Duration = Duration::from_secs(2);
+/// Between progress lines without a terminal.
+const LINES_APART: Duration = Duration::from_secs(5);
+
+/// Follows the backlog until it is empty, then stops the worker.
+pub async fn until_empty(worker: Arc<Worker>, bars: MultiProgress) {
+    let mut backoff = Backoff::default();
+    let mut shown = Shown::new(&bars);
+    while !worker.stop.drain.is_cancelled() {
+        let started = Instant::now();
+        let wait = match look(&worker).await {
+            Ok(Left { events: 0, scenes: 0, settled: true }) => {
+                shown.finish(&worker.pulse.borrow());
+                worker.stop.drain.cancel();
+                return;
+            }
+            Ok(left) => {
+                backoff.reset();
+                shown.update(&left, &worker.pulse.borrow());
+                (started.elapsed() * 10).clamp(SHORTEST, LONGEST)
+            }
+            Err(failure) => {
+                worker.failed("backlog", &failure);
+                backoff.next()
+            }
+        };
+        worker.pause(wait).await;
+    }
+}
+
+struct Left {
+    events: i64,
+    scenes: i64,
+    /// A recompute has just found nothing that it could do.
+    settled: bool,
+}
+
+async fn look(worker: &Worker) -> Result<Left, Failure> {
+    let mut left = backlog(worker).await?;
+    if left.events == 0 && left.scenes == 0 {
+        let run = trust::cycle(worker).await?;
+        left = backlog(worker).await?;
+        left.settled = run.processed + run.failed == 0;
+    }
+    Ok(left)
+}
+
+async fn backlog(worker: &Worker) -> Result<Left, Failure> {
+    let mut session = worker.database.session().await?;
+    let events = sql::events_left(&mut session).await?;
+    let (dirty, retrying) = sql::dirty_scenes(&mut session).await?;
+    worker.answered();
+    Ok(Left { events, scenes: (dirty - retrying).max(0), settled: false })
+}
+
+/// Bars on a terminal, lines elsewhere.
+struct Shown {
+    events: ProgressBar,
+    scenes: ProgressBar,
+    hidden: bool,
+    started: Instant,
+    line_at: Instant,
+}
+
+impl Shown {
+    fn new(bars: &MultiProgress) -> Self {
+        let bar = |name: &'static str| {
+            let bar = ProgressBar::hidden();
+            if let Ok(style) =
+                ProgressStyle::with_template("{prefix:<7}{wide_bar} {human_pos}/{human_len} {rate} {eta:>4} left")
+            {
+                bar.set_style(style.with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
+                    // A bar that cannot be drawn is no reason to stop.
+                    let _ = write!(out, "{:>8.0}/s", state.per_sec());
+                }));
+            }
+            bar.set_prefix(name);
+            bars.add(bar)
+        };
+        let now = Instant::now();
+        let (events, scenes) = (bar("events"), bar("scenes"));
+        Self { hidden: events.is_hidden(), events, scenes, started: now, line_at: now }
+    }
+
+    fn update(&mut self, left: &Left, pulse: &Pulse) {
+        let count = |number: i64| u64::try_from(number).unwrap_or_default();
+        let done = pulse.done + pulse.failed;
+        for (bar, done, left) in [(&self.events, done, left.events), (&self.scenes, pulse.scenes, left.scenes)] {
+            bar.set_length(count(done + left));
+            bar.set_position(count(done));
+        }
+        if self.hidden && self.line_at.elapsed() >= LINES_APART {
+            self.line_at = Instant::now();
+            let seconds = self.started.elapsed().as_secs_f64();
+            table::say(&format!(
+                "{}; {}",
+                line("events", left.events, done, seconds),
+                line("scenes", left.scenes, pulse.scenes, seconds)
+            ));
+        }
+    }
+
+    fn finish(&self, pulse: &Pulse) {
+        for bar in [&self.events, &self.scenes] {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+            bar.finish_and_clear();
+        }
+        table::print(&summary(pulse, self.started), false);
+    }
+}
+
+fn line(name: &str, left: i64, done: i64, seconds: f64) -> String {
+    let rate = done as f64 / seconds;
+    match (left, rate > 0.0) {
+        (0, _) => format!("{name}: none left, {done} done"),
+        (_, false) => format!("{name}: {left} left"),
+        (_, true) => format!("{name}: {left} left, {rate:.0} per second, about {:.0} s", left as f64 / rate),
+    }
+}
+
+/// What was done, and how fast: over the time from the start to the last that was done.
+fn summary(pulse: &Pulse, started: Instant) -> Vec<Row> {
+    let row = |work: &str, done: i64, retried: Value, failed: i64, at: Option<Instant>| -> Row {
+        let seconds = at.map_or(0.0, |at| at.saturating_duration_since(started).as_secs_f64());
+        let rate = if seconds > 0.0 { (done as f64 / seconds).round() } else { 0.0 };
+        let cells = [
+            ("work", json!(work)),
+            ("done", json!(done)),
+            ("retried", retried),
+            ("failed", json!(failed)),
+            ("per_second", json!(rate)),
+        ];
+        cells.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+    };
+    vec![
+        row("events", pulse.done, json!(pulse.retried), pulse.failed, pulse.event_at),
+        row("scenes", pulse.scenes, Value::Null, pulse.scenes_failed, pulse.scene_at),
+    ]
+}

@@ -1,0 +1,6 @@
+//! The tasks of a running worker.
+
+pub mod heartbeat;
+pub mod listener;
+pub mod queue;
+pub mod trust;
