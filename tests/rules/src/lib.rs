@@ -1,0 +1,6 @@
+//! The rules of the extension, compiled without PostgreSQL so that their tests need no server.
+
+#[path = "../../../extension/src/queue/rules.rs"]
+pub mod queue;
+#[path = "../../../extension/src/trust/rules.rs"]
+pub mod trust;
