@@ -4,9 +4,9 @@
 import argparse
 import os
 import shlex
-import sys
 
-from devkit.clusters import DATABASE, Cluster
+from devkit.clusters import Cluster
+from devkit.configuration import DATABASE
 from devkit.say import DevError, main_guard
 
 __all__ = ["Cluster", "DevError"]
@@ -106,7 +106,6 @@ def main():
         parser.error(f"unknown arguments: {' '.join(arguments)}")
     if options.major and options.pg_config:
         raise DevError("give either --major or --pg-config")
-    os.umask(0o022)
     return options.run(Cluster(options.major, options.name, options.pg_config), options)
 
 

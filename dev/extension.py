@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from devkit import servers
+from devkit import clang, servers
 from devkit.say import DevError, main_guard, note, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,20 +43,17 @@ class Server:
         """What pg_config prints."""
         return run([self.pg_config, option], f"{self.pg_config} does not work").strip()
 
-    def cargo(self, *arguments):
+    def cargo(self, verb, *arguments):
         """Run cargo so that pgrx builds against this server; one target folder per major version."""
-        environment = os.environ | {
+        environment = os.environ | clang.environment() | {
             "PGRX_PG_CONFIG_PATH": str(self.pg_config),
             "CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND": "1",
             "CARGO_TARGET_DIR": str(self.target),
         }
-        for line in run([sys.executable, ROOT / "dev/provide.py", "libclang"], "no libclang").splitlines():
-            name, _, value = line.removeprefix("export ").partition("=")
-            environment[name] = value.strip("'\"")
-        done = subprocess.run(["cargo", *arguments, "--package", "pgsteward", "--features", f"pg{self.major}"],
+        done = subprocess.run(["cargo", verb, "--package", "pgsteward", "--features", f"pg{self.major}", *arguments],
                               cwd=ROOT, env=environment, check=False)
         if done.returncode:
-            raise DevError(f"cargo {arguments[0]} failed for PostgreSQL {self.major}")
+            raise DevError(f"cargo {verb} failed for PostgreSQL {self.major}")
 
     @property
     def library(self):

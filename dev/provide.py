@@ -2,8 +2,7 @@
 """Provide what building and testing need, below `.dev/`, without root and without touching the system."""
 
 import argparse
-import os
-import sys
+import shlex
 
 from devkit.say import DevError, main_guard
 
@@ -23,7 +22,8 @@ def postgres(options):
 def libclang(_options):
     """Print the shell lines that let bindgen work."""
     from devkit import clang
-    print("\n".join(clang.exports()))
+    for key, value in clang.environment().items():
+        print(f"export {key}={shlex.quote(value)}")
     return 0
 
 
@@ -59,10 +59,8 @@ def main():
     verb.add_argument("majors", type=int, nargs="*", metavar="MAJOR")
     verb.set_defaults(run=check)
     options = parser.parse_args()
-    os.umask(0o022)
     return options.run(options)
 
 
 if __name__ == "__main__":
-    sys.dont_write_bytecode = True
     main_guard(main)

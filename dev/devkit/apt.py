@@ -6,7 +6,7 @@ import shutil
 import time
 
 from .layout import dev_dir, locked, scratch
-from .say import DevError, Step, megabytes, run
+from .say import DevError, Step, megabytes, note, run
 
 LISTS_VALID_FOR = 3600
 ENGLISH = os.environ | {"LC_ALL": "C"}
@@ -62,8 +62,9 @@ def refresh():
                     env=ENGLISH)
             stamp.touch()
         except DevError:
-            if not has("libc6"):  # a failing third-party source does no harm
+            if not has("libc6"):
                 raise
+            note("going on with the package lists that are at hand")
 
 
 def _records(names):
@@ -97,8 +98,8 @@ def installed():
 
 def _alternatives(fields):
     """Return the needs of a package record, each as a list of alternative package names."""
-    needs = f"{fields.get('Depends', '')},{fields.get('Pre-Depends', '')}".split(",")
-    return [[re.split(r"[ (:]", choice.strip())[0] for choice in need.split("|")] for need in needs]
+    wanted = f"{fields.get('Depends', '')},{fields.get('Pre-Depends', '')}".split(",")
+    return [[re.split(r"[ (:]", choice.strip())[0] for choice in need.split("|")] for need in wanted]
 
 
 def needs(name):

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -16,17 +15,17 @@ from .say import DevError, Step, note
 LIBRARY = re.compile(r"libclang(-\d+(\.\d+)*)?\.so(\.\d+)*$")
 
 
-def exports():
-    """Return the shell lines that let bindgen find libclang and the compiler's own headers."""
+def environment():
+    """Return the variables that let bindgen find libclang and the headers of the compiler itself."""
     folder = of_system() or _provided()
-    lines = [f"export LIBCLANG_PATH={shlex.quote(str(folder))}"]
+    variables = {"LIBCLANG_PATH": str(folder)}
     given = os.environ.get("BINDGEN_EXTRA_CLANG_ARGS", "")
     headers = _headers_elsewhere(folder)
     if headers and f"-isystem {headers}" not in given:
         given = f"{given} -isystem {headers}".strip()
     if given:
-        lines.append(f"export BINDGEN_EXTRA_CLANG_ARGS={shlex.quote(given)}")
-    return lines
+        variables["BINDGEN_EXTRA_CLANG_ARGS"] = given
+    return variables
 
 
 def _library(folder):
@@ -37,9 +36,9 @@ def _library(folder):
         return None
     for name in names:
         try:
-            ctypes.CDLL(str(Path(folder) / name)).clang_createIndex
-            return name
-        except (OSError, AttributeError):
+            if hasattr(ctypes.CDLL(str(Path(folder) / name)), "clang_createIndex"):
+                return name
+        except OSError:
             continue
     return None
 
@@ -55,6 +54,9 @@ def of_system():
 def _provided():
     """Return `.dev/libclang`, fetched when it is not there."""
     home = dev_dir() / "libclang"
+    found = found_in(home)
+    if found:
+        return found
     with locked("libclang"):
         found = found_in(home)
         if found:
@@ -107,7 +109,8 @@ def _from_apt(target):
 
 def _headers_elsewhere(folder):
     """Return the folder of stddef.h and the like, or None where libclang finds it by itself."""
-    if any(folder.glob("clang/*/include/stddef.h")) or any(folder.parent.glob("lib/clang/*/include/stddef.h")):
+    beside = [*folder.glob("clang/*/include/stddef.h"), *folder.parent.glob("lib/clang/*/include/stddef.h")]
+    if beside:
         return None
     own = sorted(folder.parent.glob("llvm-*/lib/clang/*/include/stddef.h"))
     return own[-1].parent if own else _compiler_headers()

@@ -3,45 +3,20 @@
 import copy
 import json
 import os
-import random
 import re
 import secrets
 import shutil
 import signal
-import socket
-import stat
 import subprocess
-import tempfile
-import time
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from . import servers, tls
+from . import configuration, private, processes, servers, tls
+from .configuration import DATABASE
 from .layout import dev_dir, locked, reachable, server_user
 from .say import DevError, Step, note, run
 
-DATABASE = "pgsteward"
 SUPERUSER = "postgres"
-SOCKET_PATH_LIMIT = 107
-SECONDS = 60
-OWN_SETTINGS = {"port", "listen_addresses", "unix_socket_directories", "data_directory",
-                "hba_file", "ident_file", "external_pid_file"}
-SETTINGS = {
-    "listen_addresses": "127.0.0.1",
-    "unix_socket_permissions": "0700",
-    "max_connections": "200",
-    "max_worker_processes": "24",
-    "shared_buffers": "256MB",
-    "wal_level": "replica",
-    "password_encryption": "scram-sha-256",
-    "log_min_messages": "notice",
-    "log_lock_waits": "on",
-    "log_line_prefix": "%m [%p] %q%u@%d/%a ",
-}
-CRON_SETTINGS = {
-    "cron.database_name": DATABASE,
-    "cron.use_background_workers": "on",
-}
 
 
 def _read_pg_config(pg_config, *words):
@@ -109,7 +84,7 @@ class Cluster:
     @property
     def bindir(self):
         """The folder of the server's binaries."""
-        return self.pg_config.resolve().parent
+        return Path(self._known("bindir"))
 
     @property
     def password(self):
@@ -119,20 +94,12 @@ class Cluster:
     @property
     def pid(self):
         """The process id of the running postmaster, or None."""
-        try:
-            pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
-        except (OSError, ValueError):
-            return None
-        return pid if self._works_here(pid) else None
+        return processes.postmaster(self.data)
 
     @property
     def ready(self):
         """Tell whether the server accepts connections."""
-        try:
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
-        except OSError:
-            return False
-        return self.pid is not None and len(lines) > 7 and lines[7].strip() == "ready"
+        return processes.ready(self.data)
 
     def url(self, database=DATABASE, **parameters):
         """Return the TCP URL with the superuser's password; parameters are added percent-encoded."""
@@ -162,17 +129,16 @@ class Cluster:
             self._remember(settings or {}, preload)
             changed = before != self._state
             if self.pid:
-                if not changed and self._wait_until_ready():
+                if not changed and processes.wait_until_ready(self.data):
                     return self
                 note(f"{self.folder.name} restarts, for its settings or its server changed")
-                self._stop(signal.SIGINT)
+                processes.stop(self.data, signal.SIGINT)
             if not (self.data / "PG_VERSION").exists():
                 self._create()
             try:
                 self._launch()
             except DevError:
-                self._state |= {key: before.get(key, type(self._state[key])())
-                                for key in ("settings", "preload")}
+                self._state |= {"settings": before.get("settings", {}), "preload": before.get("preload", [])}
                 self._save()
                 raise
         return self
@@ -180,25 +146,25 @@ class Cluster:
     def stop(self, immediate=False):
         """Stop the server if it runs."""
         with locked(self.folder.name):
-            self._stop(signal.SIGQUIT if immediate else signal.SIGINT)
+            processes.stop(self.data, signal.SIGQUIT if immediate else signal.SIGINT)
 
     def restart(self, immediate=False):
         """Stop the server if it runs, with a crash when immediate, and start it."""
         with locked(self.folder.name):
             self._state = self._load()
             self._known("port")
-            self._stop(signal.SIGQUIT if immediate else signal.SIGINT)
+            processes.stop(self.data, signal.SIGQUIT if immediate else signal.SIGINT)
             self._launch()
         return self
 
     def destroy(self):
         """Stop the server and remove everything that belongs to the cluster."""
         with locked(self.folder.name):
-            self._stop(signal.SIGQUIT)
-            place = self._state.get("socket_dir")
-            if place and self._is_private(Path(place)) and Path(place).parent != self.folder:
-                shutil.rmtree(place)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            processes.stop(self.data, signal.SIGQUIT)
+            processes.clear_away(self.data)
+            private.remove_socket_dir(self._load().get("socket_dir"), self.folder, self._user)
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
             self._state = {}
 
     def psql(self, *arguments):
@@ -220,9 +186,9 @@ class Cluster:
                            "use the distribution's own major version")
         with locked(self.folder.name):
             authority, certificate, key = tls.create(self.folder / "ssl")
-            self._write(self.data / "server.crt", certificate)
-            self._write(self.data / "server.key", key)
-            self._stop(signal.SIGINT)
+            private.write(self.data / "server.crt", certificate, self._user)
+            private.write(self.data / "server.key", key, self._user)
+            processes.stop(self.data, signal.SIGINT)
         self.start({"ssl": "on", "ssl_cert_file": "server.crt", "ssl_key_file": "server.key"})
         return authority
 
@@ -235,16 +201,12 @@ class Cluster:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise DevError(f"cannot read the state of {self.folder.name}: {error}") from None
+            raise DevError(f"cannot read the state of {self.folder.name} ({error}); "
+                           f"if it is yours, remove {self.folder}") from None
 
     def _save(self):
         """Record the state; it holds the password, so only its owner may read it."""
-        partial = self.folder / "state.json.partial"
-        partial.unlink(missing_ok=True)
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w",
-                  encoding="utf-8") as handle:
-            json.dump(self._state, handle, indent=1)
-        partial.rename(self.folder / "state.json")
+        private.write(self.folder / "state.json", json.dumps(self._state, indent=1))
 
     def _known(self, key):
         """Return a part of the state, or say that the cluster was never started."""
@@ -279,15 +241,11 @@ class Cluster:
         if not reachable(postgres, self._user):
             raise DevError(f"the user {self._user.pw_name}, who has to run the server, cannot reach "
                            f"{postgres}; move that installation or set PGSTEWARD_OS_USER")
-        self._state |= {"major": major, "pg_config": str(chosen)}
+        self._state |= {"major": major, "pg_config": str(chosen), "bindir": str(postgres.parent)}
 
     def _remember(self, settings, preload):
         """Add settings and libraries to the state; they stay until the cluster is destroyed."""
-        for key in settings:
-            if not re.fullmatch(r"[a-z_][a-z0-9_.]*", key, re.I):
-                raise DevError(f"not a setting's name: {key}")
-            if key.lower() in OWN_SETTINGS:
-                raise DevError(f"{key} is chosen by the tool itself")
+        configuration.check_names(settings)
         known = self._state.setdefault("settings", {})
         known |= {key: str(value) for key, value in settings.items()}
         libraries = self._state.setdefault("preload", [])
@@ -301,9 +259,9 @@ class Cluster:
         self._state["password"] = secrets.token_urlsafe(24)
         partial, secret = self.folder / "data.partial", self.folder / "initial-password"
         shutil.rmtree(partial, ignore_errors=True)
-        for private in (partial, self.log.parent):
-            self._make_private(private)
-        self._write(secret, self._state["password"])
+        for folder in (partial, self.log.parent):
+            private.make_folder(folder, self._user)
+        private.write(secret, self._state["password"], self._user)
         try:
             with Step(f"create {self.folder.name} (PostgreSQL {self.major})"):
                 self._as_server_user(
@@ -323,164 +281,48 @@ class Cluster:
         self._save()
         partial.rename(self.data)
 
-    def _make_private(self, folder):
-        """Make sure that a folder exists, belongs to the server's user and is closed to others."""
-        folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
-        os.chown(folder, self._user.pw_uid, self._user.pw_gid)
-
-    def _write(self, path, text):
-        """Replace a file by one that only the server's user can read."""
-        partial = path.with_name(f"{path.name}.partial")
-        partial.unlink(missing_ok=True)
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w",
-                  encoding="utf-8") as handle:
-            os.fchown(handle.fileno(), self._user.pw_uid, self._user.pw_gid)
-            handle.write(text)
-        partial.rename(path)
-
-    def _is_private(self, folder):
-        """Tell whether a folder is a real one that belongs to the server's user alone."""
-        try:
-            info = folder.lstat()
-        except OSError:
-            return False
-        return (stat.S_ISDIR(info.st_mode) and info.st_uid == self._user.pw_uid
-                and not info.st_mode & 0o077)
-
-    def _choose_socket_dir(self):
-        """Return the recorded folder of the socket, or a new one whose path is short enough."""
-        recorded = self._state.get("socket_dir")
-        if recorded and self._is_private(Path(recorded)):
-            return recorded
-        own = self.folder / "socket"
-        if len(os.fsencode(own)) + len("/.s.PGSQL.65535") <= SOCKET_PATH_LIMIT:
-            self._make_private(own)
-            return str(own)
-        short = Path(tempfile.mkdtemp(prefix="pgsteward-", dir="/tmp"))
-        self._make_private(short)
-        return str(short)
-
-    def _choose_port(self):
-        """Return the recorded port if it is free, else another one."""
-        below_ephemeral = random.sample(range(20000, 32000), 100)
-        for port in [self._state.get("port"), *below_ephemeral]:
-            if port and self._is_free(port):
-                return port
-        raise DevError("found no free TCP port on 127.0.0.1")
-
-    @staticmethod
-    def _is_free(port):
-        """Tell whether a loopback port can be listened on."""
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-                probe.listen()
-            except OSError:
-                return False
-        return True
-
-    def _socket_setting(self):
-        """Return the socket's folder as an element of a list of folders."""
-        text = str(self.socket_dir)
-        return '"' + text.replace('"', '""') + '"' if re.search(r'[,"]', text) else text
+    # -- running ---------------------------------------------------------------------------
 
     def _configuration(self):
         """Return the text of the included configuration file."""
-        values = dict(SETTINGS)
-        preload = list(self._state["preload"])
-        library_dir = Path(_read_pg_config(self.pg_config, "--pkglibdir"))
-        if (library_dir / "pg_cron.so").exists():
-            preload.insert(0, "pg_cron")
-            values |= CRON_SETTINGS
-        share_dir = Path(_read_pg_config(self.pg_config, "--sharedir"))
-        if (share_dir / "timezone/UTC").exists() or Path("/usr/share/zoneinfo/UTC").exists():
-            values |= {"timezone": "UTC", "log_timezone": "UTC"}
-        values |= {"port": self.port, "unix_socket_directories": self._socket_setting(),
-                   "shared_preload_libraries": ",".join(preload)}
-        values |= self._state["settings"]
-        lines = [f"{key} = '{str(value).replace(chr(39), 2 * chr(39))}'" for key, value in values.items()]
-        return "\n".join(["# written at every start by dev/cluster.py", *lines, ""])
-
-    # -- processes -------------------------------------------------------------------------
-
-    def _works_here(self, pid):
-        """Tell whether a process works in the data folder, as every process of this server does."""
-        try:
-            return os.readlink(f"/proc/{pid}/cwd") == str(self.data)
-        except OSError:
-            return False
-
-    def _processes(self):
-        """Return the ids of all processes that work in the data folder."""
-        return [int(name) for name in os.listdir("/proc") if name.isdigit() and self._works_here(name)]
-
-    def _wait_for_exit(self, seconds):
-        """Wait until no process works in the data folder; tell whether that happened."""
-        end = time.monotonic() + seconds
-        while self._processes():
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.05)
-        return True
-
-    def _wait_until_ready(self):
-        """Wait while the running server recovers; tell whether it accepts connections."""
-        end = time.monotonic() + SECONDS
-        while self.pid and not self.ready and time.monotonic() < end:
-            time.sleep(0.1)
-        return self.ready
-
-    def _stop(self, how):
-        """Signal the postmaster and wait; a fast shutdown that hangs becomes an immediate one."""
-        pid = self.pid
-        if pid is None:
-            return
-        for number in (how, signal.SIGQUIT):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                break
-            if self._wait_for_exit(SECONDS):
-                break
-        else:
-            raise DevError(f"the server with process id {pid} does not stop; see {self.log}")
-
-    def _clear_away(self):
-        """End what a killed postmaster left behind; its process id may be someone else's by now."""
-        if not self._wait_for_exit(3):
-            for pid in self._processes():
-                os.kill(pid, signal.SIGQUIT)
-            if not self._wait_for_exit(10):
-                raise DevError(f"processes of a killed server still work in {self.data}: "
-                               f"{', '.join(map(str, self._processes()))}; end them first")
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        return configuration.text(
+            _read_pg_config(self.pg_config, "--pkglibdir"), _read_pg_config(self.pg_config, "--sharedir"),
+            self.port, self.socket_dir, self._state["preload"], self._state["settings"])
 
     def _launch(self):
         """Start the server and wait until it accepts connections."""
-        self._clear_away()
-        for _ in range(3):
-            self._state |= {"port": self._choose_port(), "socket_dir": self._choose_socket_dir()}
+        processes.clear_away(self.data)
+        for _ in range(3):  # another program may take the port in between
+            self._state |= {
+                "port": private.port(self._state.get("port")),
+                "socket_dir": private.socket_dir(
+                    self._state.get("socket_dir"), self.folder / "socket", self._user)}
             for stale in self.socket_dir.glob(".s.PGSQL.*"):
                 stale.unlink()
-            self._write(self.data / "pgsteward.conf", self._configuration())
+            private.write(self.data / "pgsteward.conf", self._configuration(), self._user)
             self._save()
             seen = self.log.stat().st_size if self.log.exists() else 0
             try:
                 with Step(f"start {self.folder.name} on port {self.port}"):
                     self._as_server_user(
                         [self.bindir / "pg_ctl", "start", "--pgdata", self.data, "--log", self.log,
-                         "--wait", "--timeout", str(SECONDS), "--silent"], "the server does not start")
+                         "--wait", "--timeout", processes.PATIENCE, "--silent"],
+                        "the server does not start")
                 return
-            except DevError:
-                with open(self.log, encoding="utf-8", errors="replace") as handle:
-                    handle.seek(seen)
-                    lines = handle.read().splitlines()
+            except DevError as error:
+                lines = self._logged_since(seen) or [str(error)]
             if not any("could not create any TCP/IP sockets" in line for line in lines):
                 break
         tail = "\n".join(f"  | {line}" for line in lines[-20:])
         raise DevError(f"{self.folder.name} does not start; the end of {self.log}:\n{tail}")
+
+    def _logged_since(self, position):
+        """Return the lines of the server's log from a position on."""
+        if not self.log.exists():
+            return []
+        with open(self.log, encoding="utf-8", errors="replace") as handle:
+            handle.seek(position)
+            return handle.read().splitlines()
 
     def _as_server_user(self, command, failure, **options):
         """Run a program of the server as its user, in a small environment."""

@@ -68,7 +68,11 @@ def _move_outside(link):
         shutil.move(link, inside)
     else:
         inside.mkdir()
+    inside.chmod(0o755)
     link.symlink_to(inside)
+    if not reachable(inside, server_user()):
+        raise DevError(f"the user {server_user().pw_name}, who has to run servers, cannot reach {inside}; "
+                       "set PGSTEWARD_OS_USER to a user who can")
     note(f"the server's user cannot reach the checkout: {link.name} is kept in {inside}")
 
 
@@ -111,12 +115,14 @@ def locked(name):
     """Hold the lock file of one thing, under the ordinary umask; a second caller waits."""
     folder = dev_dir() / "locks"
     folder.mkdir(exist_ok=True)
-    previous = os.umask(0o022)
-    with contextlib.ExitStack() as stack, open(folder / name, "w", encoding="ascii") as handle:
+    with open(folder / name, "w", encoding="ascii") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             note(f"waiting for another run that works on {name}")
             fcntl.flock(handle, fcntl.LOCK_EX)
-        stack.callback(os.umask, previous)
-        yield
+        previous = os.umask(0o022)
+        try:
+            yield
+        finally:
+            os.umask(previous)

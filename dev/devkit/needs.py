@@ -48,7 +48,7 @@ def _python():
     """Look at the Python that runs this."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < PYTHON:
-        return "Python", MISSING, f"{version} is too old, {PYTHON[0]}.{PYTHON[1]} is needed: {_install('python')}"
+        return "Python", MISSING, f"{version} is older than {PYTHON[0]}.{PYTHON[1]}: {_install('python')}"
     return "Python", OK, version
 
 

@@ -54,8 +54,8 @@ def command():
             fresh = scratch("pip")
             apt.unpack(["python3-pip-whl"], fresh)
             fresh.rename(home)
-    wheel = next((home / "usr/share/python-wheels").glob("pip-*.whl"))
-    return [sys.executable, f"{wheel}/pip"]
+    packed = next((home / "usr/share/python-wheels").glob("pip-*.whl"))
+    return [sys.executable, f"{packed}/pip"]
 
 
 def _digest(path):

@@ -76,21 +76,21 @@ def run(command, failure, **options):
     options.setdefault("input", "")
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            check=False, **options)
+            command, capture_output=True, text=True, errors="replace", check=False, **options)
     except OSError as error:
         raise DevError(f"{failure}\n  tried: {' '.join(command)}\n  {error}") from None
     if done.returncode:
-        tail = "\n".join(f"  | {line[:160]}" for line in done.stdout.strip().splitlines()[-15:])
-        raise DevError(f"{failure}\n  tried: {' '.join(command)}\n{tail}")
+        lines = f"{done.stdout.strip()}\n{done.stderr.strip()}".strip().splitlines()
+        tail = "".join(f"\n  | {line[:160]}" for line in lines[-15:])
+        raise DevError(f"{failure}\n  tried: {' '.join(command)}{tail}")
     return done.stdout
 
 
 def main_guard(main):
-    """Run a script's main function; show a DevError as one message and exit 1."""
+    """Run a script's main function; show what went wrong as one message and exit 1."""
     try:
         sys.exit(main())
-    except DevError as error:
+    except (DevError, OSError) as error:
         note(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:

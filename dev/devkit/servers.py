@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 
 from . import apt, elf, pip
 from .layout import dev_dir, locked, scratch

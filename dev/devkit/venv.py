@@ -27,10 +27,13 @@ def found_in(home):
 def provide():
     """Return the environment's python; create the environment when it is missing or outdated."""
     home = dev_dir() / "venv"
+    found = found_in(home)
+    if found:
+        return found
     with locked("venv"):
-        python = found_in(home)
-        if python:
-            return python
+        found = found_in(home)
+        if found:
+            return found
         python = home / "bin/python"
         shutil.rmtree(home, ignore_errors=True)
         run([sys.executable, "-m", "venv", "--without-pip", home],

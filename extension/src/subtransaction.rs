@@ -10,13 +10,13 @@ pub struct Failure {
     /// The five characters of the SQLSTATE.
     pub code: String,
     pub message: String,
-    cause: CaughtError,
+    cause: Box<CaughtError>,
 }
 
 impl Failure {
     /// Raises the original error again.
     pub fn raise(self) -> ! {
-        self.cause.rethrow()
+        (*self.cause).rethrow()
     }
 }
 
@@ -36,7 +36,7 @@ pub fn attempt<R>(work: impl FnOnce() -> R) -> Result<R, Failure> {
                     }
                     CaughtError::RustPanic { ereport, .. } => (ereport.sql_error_code(), ereport.message().to_string()),
                 };
-                Err(Failure { code: sqlstate(code), message, cause })
+                Err(Failure { code: sqlstate(code), message, cause: Box::new(cause) })
             })
             .execute();
         match &outcome {

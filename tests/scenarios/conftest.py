@@ -23,6 +23,16 @@ WORKER = Path(os.environ["PGSTEWARD_WORKER"])
 TEMPLATE = "steward_template"
 
 
+def ask_server(option):
+    """What the server's pg_config prints."""
+    pg_config = subprocess.run([sys.executable, ROOT / "dev/provide.py", "postgres", str(MAJOR)], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run([pg_config, option], capture_output=True, text=True, check=True).stdout.strip()
+
+
+LIBRARIES = Path(ask_server("--pkglibdir"))
+HAS_TLS = "openssl" in ask_server("--configure")
+
+
 class Database:
     """A database of the test server."""
 

@@ -9,13 +9,15 @@ pub struct Problem {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// The connection was lost: trying again may help.
+    pub transient: bool,
     code: u8,
 }
 
 impl Problem {
     /// Something failed or was found wrong: exit code 1.
     pub fn failure(message: impl Into<String>) -> Self {
-        Self { message: message.into(), detail: None, hint: None, code: 1 }
+        Self { message: message.into(), detail: None, hint: None, transient: false, code: 1 }
     }
 
     /// The command line, the environment or the configuration file is wrong: exit code 2.

@@ -37,6 +37,22 @@ pub async fn connect(database: &Database, limit: Duration) -> Result<Session, Pr
     }
 }
 
+/// Connects and checks that the database is fit for work; a server that fails on the way gets the same time.
+pub async fn start(database: &Database, limit: Duration) -> Result<Installation, Problem> {
+    let deadline = Instant::now() + limit;
+    let mut backoff = Backoff::default();
+    loop {
+        let mut session = connect(database, deadline.saturating_duration_since(Instant::now())).await?;
+        match check(&mut session, database).await {
+            Err(problem) if problem.transient && Instant::now() < deadline => {
+                tracing::warn!(error = problem.message, "connection lost at start, retrying");
+                tokio::time::sleep(backoff.next()).await;
+            }
+            checked => return checked,
+        }
+    }
+}
+
 /// The extension, which must be installed; the schema it is in.
 pub async fn installed(session: &mut Session, database: &Database) -> Result<Installation, Problem> {
     let found = sql::installation(session).await.map_err(|failure| failure.problem())?;
@@ -68,7 +84,7 @@ pub fn unavailable(place: &str) -> Problem {
 }
 
 /// Everything the worker needs: extension, schema and rights.
-pub async fn check(session: &mut Session, database: &Database) -> Result<Installation, Problem> {
+async fn check(session: &mut Session, database: &Database) -> Result<Installation, Problem> {
     let found = installed(session, database).await?;
     migrated(&found)?;
     let files = sql::ask(session, Question::Status)

@@ -41,12 +41,8 @@ pub async fn run(
         Some(text) => Some(open(Some(text), &LISTEN_URL, 1)?),
         None => None,
     };
-    let started = async {
-        let mut session = ready::connect(&database, config.connect_timeout).await?;
-        ready::check(&mut session, &database).await
-    };
     let installation = tokio::select! {
-        installation = started => installation?,
+        installation = ready::start(&database, config.connect_timeout) => installation?,
         () = stop.drain.cancelled() => return Ok(()),
     };
     tracing::info!(

@@ -124,6 +124,7 @@ impl Failure {
         let mut problem = Problem::failure(self.to_string());
         problem.detail = self.detail.as_deref().map(shortened);
         problem.hint.clone_from(&self.hint);
+        problem.transient = self.transient();
         problem
     }
 }
