@@ -26,7 +26,7 @@ stop:  ## stop the private cluster
 psql:  ## a psql session on the private cluster
 	@$(PYTHON) dev/cluster.py psql
 
-test:  ## run every test, on PostgreSQL 15 and 18 (TEST="--only scenarios --major 15 -- -k name" selects)
+test:  ## run every test, on the distribution's PostgreSQL and on 18 (TEST="--only scenarios --major 15 -- -k name" selects)
 	@$(PYTHON) dev/provide.py check
 	@$(PYTHON) tests/run.py $(TEST)
 
@@ -50,5 +50,5 @@ catalogue:  ## write sql/catalogue.tsv anew after a change of sql/ or views/
 	@$(PYTHON) dev/catalogue.py
 
 clean:  ## stop and remove private clusters and everything built or provided
-	@for folder in .dev/cluster*; do [ -d "$$folder" ] && $(PYTHON) dev/cluster.py destroy --name "$${folder#.dev/cluster-}" 2>/dev/null; done; true
-	@$(PYTHON) dev/cluster.py destroy 2>/dev/null; rm -rf .dev target
+	@$(PYTHON) dev/cluster.py destroy-all
+	@rm -rf "$$(readlink -f .dev)" .dev target

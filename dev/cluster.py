@@ -65,6 +65,13 @@ def destroy(cluster, _options):
     cluster.destroy()
 
 
+def destroy_all(_cluster, _options):
+    """Remove every private cluster of this checkout."""
+    for folder in sorted(dev_dir().glob("cluster*")):
+        major, name = folder.name.removeprefix("cluster"), folder.name.removeprefix("cluster-")
+        (Cluster(major=int(major)) if major.isdigit() else Cluster(name=name)).destroy()
+
+
 def env(cluster, _options):
     """Print shell exports for clients of the cluster."""
     for key, value in cluster.environment().items():
@@ -82,7 +89,7 @@ def main():
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(function):
-        verb = verbs.add_parser(function.__name__, parents=[which], allow_abbrev=False,
+        verb = verbs.add_parser(function.__name__.replace("_", "-"), parents=[which], allow_abbrev=False,
                                 help=function.__doc__, description=function.__doc__)
         verb.set_defaults(run=function)
         return verb
@@ -98,6 +105,7 @@ def main():
     add(url).add_argument("--database", default=DATABASE)
     add(psql).usage = "cluster.py psql [--major MAJOR] [--pg-config PATH] [--name NAME] [PSQL ARGUMENTS]"
     add(destroy)
+    add(destroy_all)
     add(env)
     options, arguments = parser.parse_known_args()
     if options.run is psql:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "dev"))
+from devkit import servers  # noqa: E402
 from devkit.clusters import Cluster  # noqa: E402
 from devkit.layout import dev_dir  # noqa: E402
 from devkit.say import DevError, main_guard, note, run  # noqa: E402
@@ -103,7 +104,7 @@ def scenarios(results, cluster, python, selection):
 def main():
     """Read the command line and run the suites."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--major", type=int, action="append", help="a PostgreSQL to test on (default: 15 and 18)")
+    parser.add_argument("--major", type=int, action="append", help="a PostgreSQL to test on (default: the distribution's, which has pg_cron, and 18)")
     parser.add_argument("--only", choices=["rust", "sql", "scenarios"], action="append", help="a kind of tests")
     parser.add_argument("--keep", action="store_true", help="leave the test servers running")
     parser.add_argument("selection", nargs="*", metavar="PYTEST", help="arguments for the scenarios, such as -k name")
@@ -117,7 +118,7 @@ def main():
         run(["cargo", "build", "--release", "--locked", "--package", "pgsteward-worker"], "the worker does not build",
             cwd=ROOT, env=os.environ | {"CARGO_TARGET_DIR": str(ROOT / "target")})
         python = run([sys.executable, ROOT / "dev/provide.py", "venv"], "no Python for the scenarios").strip()
-        for major in options.major or [15, 18]:
+        for major in options.major or sorted({servers.default_major(), 18}):
             run([sys.executable, ROOT / "dev/extension.py", "install", "--major", str(major)], "the extension does not build")
             cluster = Cluster(major=major, name=f"test{major}")
             cluster.start(SERVER_SETTINGS)

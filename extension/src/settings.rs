@@ -29,9 +29,9 @@ pub fn register() {
         GucFlags::default(),
     );
     GucRegistry::define_string_guc(
-        c"pgsteward.user",
+        c"pgsteward.user_id",
         c"The user on whose behalf the application acts, for row-level security.",
-        c"Set by the application in each transaction: SET LOCAL pgsteward.user = 'did:...'.",
+        c"Set by the application in each transaction: SET LOCAL pgsteward.user_id = 'did:...'.",
         &USER,
         GucContext::Userset,
         GucFlags::default(),

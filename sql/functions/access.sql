@@ -2,11 +2,11 @@
 
 CREATE OR REPLACE FUNCTION steward_user() RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
-    SELECT coalesce(nullif(current_setting('pgsteward.user', true), ''),
+    SELECT coalesce(nullif(current_setting('pgsteward.user_id', true), ''),
                     nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')
 $$;
 COMMENT ON FUNCTION steward_user() IS
-    'The user on whose behalf the application acts: the setting pgsteward.user (SET LOCAL pgsteward.user = ''did:...''), else the claim "sub" of request.jwt.claims as PostgREST and Supabase set it; NULL if neither is set.';
+    'The user on whose behalf the application acts: the setting pgsteward.user_id (SET LOCAL pgsteward.user_id = ''did:...''), else the claim "sub" of request.jwt.claims as PostgREST and Supabase set it; NULL if neither is set.';
 
 CREATE OR REPLACE FUNCTION owns_scene(scene_id uuid) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$

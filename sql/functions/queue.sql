@@ -118,6 +118,21 @@ BEGIN
                enqueue_events.priority, due, attempts, f.idempotency_key, f.created_at
           FROM failed f;
 
+        -- A key whose event has been deleted is free again. Whoever was faster has given the key another event.
+        WITH orphaned AS MATERIALIZED (
+            SELECT k.idempotency_key AS key, k.event_id FROM event_keys k
+             WHERE k.topic = enqueue_events.topic AND k.idempotency_key = ANY (idempotency_keys)
+               AND NOT EXISTS (SELECT FROM events_queue q WHERE q.id = k.event_id)
+             ORDER BY k.idempotency_key FOR UPDATE
+        ), renamed AS (
+            UPDATE event_keys k SET event_id = nextval('events_queue_id_seq') FROM orphaned o
+             WHERE k.topic = enqueue_events.topic AND k.idempotency_key = o.key AND k.event_id = o.event_id
+            RETURNING k.idempotency_key AS key, k.event_id
+        )
+        INSERT INTO events_queue_live (id, topic, payload, priority, run_at, max_attempts, idempotency_key)
+        SELECT r.event_id, enqueue_events.topic, payloads[array_position(idempotency_keys, r.key)], enqueue_events.priority, due, attempts, r.key
+          FROM renamed r;
+
         RETURN QUERY
         SELECT k.event_id FROM unnest(idempotency_keys) WITH ORDINALITY AS w(key, n)
           LEFT JOIN event_keys k ON k.topic = enqueue_events.topic AND k.idempotency_key = w.key ORDER BY n;

@@ -8,7 +8,8 @@ LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
     VALUES (worker_id, host, pid, version, started_at, clock_timestamp(), state, waiting, leased, events_done, last_error)
     ON CONFLICT ON CONSTRAINT worker_heartbeats_pkey DO UPDATE
        SET beat_at = excluded.beat_at, state = excluded.state, waiting = excluded.waiting, leased = excluded.leased,
-           events_done = excluded.events_done, last_error = excluded.last_error;
+           events_done = excluded.events_done, last_error = excluded.last_error
+     WHERE w.state <> 'stopped';  -- a beat that was overtaken by the last one
     DELETE FROM worker_heartbeats w WHERE w.beat_at < clock_timestamp() - interval '1 day';
 $$;
 COMMENT ON FUNCTION worker_beat(text, text, int, text, timestamptz, text, boolean, int, bigint, text) IS

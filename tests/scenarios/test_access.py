@@ -79,7 +79,7 @@ def seed(db):
 def seen(db, user, sql):
     with db.connect("test_app") as connection:
         if user:
-            connection.execute("SELECT set_config('pgsteward.user', %s, false)", (user,))
+            connection.execute("SELECT set_config('pgsteward.user_id', %s, false)", (user,))
         return {row[0] for row in connection.execute(sql)}
 
 

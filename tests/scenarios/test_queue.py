@@ -188,6 +188,22 @@ def test_a_key_whose_event_failed_starts_anew(db):
     assert (row.status, row.attempts, row.payload) == ("queued", 0, {"v": 2})
 
 
+def test_a_key_whose_event_was_deleted_is_free(db):
+    first = db.one("SELECT enqueue_event('t', '{}', 'key')")
+    db.run("DELETE FROM events_queue")
+    ids = in_parallel(*[lambda: db.one("SELECT enqueue_event('t', '{\"v\": 2}', 'key')")] * 10)
+    assert len(set(ids)) == 1 and ids[0] != first
+    assert db.run("SELECT id, payload FROM events_queue") == [(ids[0], {"v": 2})]
+
+
+def test_a_key_used_by_a_transaction_that_cannot_be_seen(db):
+    with db.connect(autocommit=False) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("SELECT 1")
+        db.run("SELECT enqueue_event('t', '{}', 'key')")
+        refused(connection, "SELECT enqueue_event('t', '{}', 'key')", "40001", hint=False)
+
+
 def test_fifty_sessions_with_one_key(db):
     ids = in_parallel(*[lambda: db.one("SELECT enqueue_event('t', '{}', 'the key')")] * 50)
     assert len(set(ids)) == 1

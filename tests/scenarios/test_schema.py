@@ -194,6 +194,21 @@ def test_dropping_the_extension_drops_no_data(db):
     assert db.one("SELECT count(*) FROM scenes") == 1
     db.run("CREATE EXTENSION pgsteward")
     db.run("SELECT * FROM steward_migrate()")
+    assert db.run("SELECT * FROM steward_schema_validate()") == []
+    assert db.run("SELECT * FROM steward_health")
+    assert db.one("SELECT has_function_privilege('steward_worker', 'trust_recompute(int, interval, bigint)', 'EXECUTE')")
+    assert not db.one("SELECT has_function_privilege('public', 'trust_recompute(int, interval, bigint)', 'EXECUTE')")
+
+
+def test_migrate_repairs_what_is_not_a_migration(db):
+    db.run("DROP TRIGGER trust_insert ON memberships")
+    db.run("ALTER TABLE alliances DISABLE TRIGGER trust_delete")
+    db.run("DROP POLICY app_reads_own ON memberships")
+    db.run("CREATE OR REPLACE FUNCTION check_ttl(ttl_seconds int) RETURNS void LANGUAGE sql AS ''")
+    db.run("DROP VIEW vw_worker_health CASCADE")
+    assert len(db.run("SELECT * FROM steward_schema_validate()")) >= 5
+    db.run("SELECT * FROM steward_migrate()")
+    assert db.run("SELECT * FROM steward_schema_validate()") == []
 
 
 @pytest.mark.parametrize("form", ["custom", "plain"])

@@ -319,6 +319,8 @@ def test_the_run_says_how_much_scores_moved(db):
 
 def test_bad_input_is_refused(db):
     add_scenes(db, 2)
+    db.run("INSERT INTO alliances (from_scene_id, to_scene_id) VALUES (md5('1')::uuid, md5('2')::uuid)")
+    db.run("SELECT * FROM trust_recompute()")
     nobody = "'00000000-0000-0000-0000-0000000000ff'"
     with db.connect() as connection:
         refused(connection, f"SELECT * FROM trust_score({nobody})", "42704")

@@ -36,6 +36,7 @@ DECLARE
     began      timestamptz;
     took       double precision;
     anything   boolean := false;
+    repair     boolean := false;
     said       text;
     said_code  text;
     said_more  text;
@@ -56,6 +57,14 @@ BEGIN
             HINT = 'Install the newer extension on this server, then run ALTER EXTENSION pgsteward UPDATE.';
     END LOOP;
 
+    -- Whatever is not a migration can be made again: if some of it is gone or altered, as after dropping and creating the
+    -- extension, all of it is.
+    IF to_regclass('schema_migrations') IS NOT NULL THEN
+        repair := EXISTS (
+            SELECT FROM steward_catalogue_expected() e LEFT JOIN steward_catalogue() a ON a.kind = e.kind AND a.object = e.object
+             WHERE e.kind IN ('function', 'view', 'trigger', 'policy') AND a.definition IS DISTINCT FROM e.definition);
+    END IF;
+
     FOR step IN
         SELECT f.name, f.kind, f.checksum, f.body, f.n FROM steward_files() WITH ORDINALITY AS f(name, kind, checksum, body, n) ORDER BY f.n
     LOOP
@@ -63,7 +72,7 @@ BEGIN
         kind := step.kind;
         duration_ms := 0;
         -- A new object is not covered by health and access rules that have not run since.
-        IF (step.name NOT IN ('health.sql', 'access.sql') OR NOT anything)
+        IF (step.kind = 'migration' OR NOT repair) AND (step.name NOT IN ('health.sql', 'access.sql') OR NOT anything)
            AND (SELECT s.state FROM steward_schema_status() s WHERE s.name = step.name) = 'applied' THEN
             action := 'unchanged';
             RETURN NEXT;

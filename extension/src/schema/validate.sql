@@ -24,7 +24,7 @@ BEGIN
            c.expected, c.actual,
            CASE WHEN c.kind = 'index' AND c.actual LIKE '%INVALID' THEN format('REINDEX INDEX CONCURRENTLY %s;', split_part(c.object, '.', 2))
                 WHEN NOT c.wanted THEN 'Not made by the migrations: drop it, or keep it knowingly.'
-                WHEN c.kind IN ('function', 'trigger', 'policy', 'view') THEN format('DELETE FROM schema_migrations WHERE kind <> ''migration''; SELECT * FROM steward_migrate(); makes the %s again.', c.kind)
+                WHEN c.kind IN ('function', 'trigger', 'policy', 'view') THEN format('SELECT * FROM steward_migrate(); makes the %s again.', c.kind)
                 WHEN c.kind = 'index' THEN c.expected || ';'
                 WHEN c.kind = 'constraint' THEN format('ALTER TABLE %s ADD CONSTRAINT %s %s;', split_part(c.object, '.', 1), split_part(c.object, '.', 2), c.expected)
                 ELSE format('Make the %s as expected.', c.kind) END
