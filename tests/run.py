@@ -131,6 +131,10 @@ def main():
                 if not options.keep:
                     cluster.destroy()
     results.save()
+    if not (options.only or options.major or options.selection):
+        announce("Conformance")
+        proven = subprocess.run([sys.executable, ROOT / "tests/conformance.py"], check=False).returncode == 0
+        results.add("conformance: every proof has passed", "passed" if proven else "failed")
     print(f"\n{len(results.outcomes)} tests, some on several servers, in {time.monotonic() - began:.0f} s")
     print(f"{results.passed} passed, {results.failed} failed" + (f", {results.skipped} skipped" if results.skipped else ""))
     return 1 if results.failed or not results.passed else 0

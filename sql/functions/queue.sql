@@ -380,9 +380,12 @@ DECLARE
     n        int;
     failures jsonb;
 BEGIN
+    IF cardinality(ids) > 0 IS NOT TRUE THEN
+        RETURN;
+    END IF;
     BEGIN
         -- Gathered before the first row is returned: rows of a call that fails half-way must not count.
-        EXECUTE format('SELECT jsonb_agg(f) FROM %s($1, $2) AS f', handler) INTO failures USING ids, payloads;
+        EXECUTE format('SELECT jsonb_agg(f) FROM %s($1, $2) AS f', handler::regproc) INTO failures USING ids, payloads;
         RETURN QUERY SELECT f.event_id, f.error, f.retryable
                        FROM jsonb_to_recordset(failures) AS f (event_id bigint, error text, retryable boolean);
         RETURN;
