@@ -1,7 +1,7 @@
 //! Claiming dirty scenes: locking their marks, so that a scene is worked on by one session at a time.
 
 use crate::heap::Table;
-use crate::statement::{arg, query};
+use crate::statement::{Plan, arg, query};
 use pgrx::datum::Uuid;
 use pgrx::pg_sys::ItemPointerData;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -37,6 +37,7 @@ pub fn claim(after: i64, limit: i64, scene: Option<Uuid>) -> Batch {
     let mut position: FxHashMap<[u8; 16], usize> = FxHashMap::default();
     let locked = query(
         include_str!("claim.sql"),
+        Plan::for_rows(limit as usize),
         || vec![arg(after), arg(limit), arg(scene)],
         |row| {
             let (Some(mark), Some(generation), Some(scene)) =
@@ -70,6 +71,7 @@ fn leave_contested(claims: &mut Vec<Claim>, position: &FxHashMap<[u8; 16], usize
     let repeated: Vec<Uuid> = visible.keys().map(|&at| claims[at].scene).collect();
     query(
         include_str!("claim_others.sql"),
+        Plan::Fresh,
         || vec![arg(repeated), arg(generations.to_vec())],
         |row| {
             if let (Some(mark), Some(scene)) = (row.get::<ItemPointerData>(1), row.get::<Uuid>(2))
@@ -105,6 +107,7 @@ fn repeated_marks(claims: &[Claim], position: &FxHashMap<[u8; 16], usize>) -> Fx
     } else {
         query(
             include_str!("count_marks.sql"),
+            Plan::for_rows(claims.len()),
             || vec![arg(claims.iter().map(|claim| claim.scene).collect::<Vec<_>>())],
             |row| {
                 if let (Some(scene), Some(count)) = (row.get::<Uuid>(1), row.get::<i32>(2))

@@ -1,7 +1,7 @@
 //! Reading what trust is computed from: by index for a few scenes, in one pass over each table for many.
 
 use crate::heap::Table;
-use crate::statement::{Arg, Fields, arg, query};
+use crate::statement::{Arg, Fields, Plan, arg, query};
 use crate::trust::claim::Claim;
 use crate::trust::rules::{Inputs, Trust};
 use crate::trust::store::{Computed, Stored};
@@ -54,9 +54,10 @@ pub fn read_inputs(claims: &[Claim]) -> Vec<Computed> {
 
 fn read_by_index(claims: &[Claim], scenes: &mut Scenes) {
     let ids: Vec<Uuid> = claims.iter().map(|claim| claim.scene).collect();
-    let mut read = |sql: &str, add: fn(&mut Scenes, usize, &Fields)| {
+    let plan = Plan::for_rows(ids.len());
+    let mut read = |sql: &'static str, add: fn(&mut Scenes, usize, &Fields)| {
         let arguments = || -> Vec<Arg> { vec![arg(ids.clone())] };
-        query(sql, arguments, |row| {
+        query(sql, plan, arguments, |row| {
             if let Some(id) = row.get::<Uuid>(1)
                 && let Some(at) = scenes.at(id.as_bytes())
             {

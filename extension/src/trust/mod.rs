@@ -8,7 +8,7 @@ mod store;
 
 use crate::error::{refuse, required};
 use crate::settings;
-use crate::statement::{arg, execute, query};
+use crate::statement::{Plan, arg, execute, query};
 use pgrx::datum::{Interval, Uuid};
 use pgrx::prelude::*;
 use std::time::Duration;
@@ -118,7 +118,7 @@ fn trust_recompute(
 fn trust_recompute_scene(scene_id: Option<Uuid>) -> Option<f64> {
     let scene = required(scene_id, "scene_id");
     recompute::check_preconditions();
-    execute("SELECT trust_mark_dirty(ARRAY[$1])", || vec![arg(scene)]);
+    execute("SELECT trust_mark_dirty(ARRAY[$1])", Plan::Kept, || vec![arg(scene)]);
     let request = recompute::Request { batch_size: 1, max_scenes: 1, timeout: duration(None), scene: Some(scene) };
     let run = recompute::run(&request);
     if run.processed == 0 {
@@ -129,7 +129,12 @@ fn trust_recompute_scene(scene_id: Option<Uuid>) -> Option<f64> {
         );
     }
     let mut score = None;
-    query("SELECT score FROM trust_scores WHERE scene_id = $1", || vec![arg(scene)], |row| score = row.get(1));
+    query(
+        "SELECT score FROM trust_scores WHERE scene_id = $1",
+        Plan::Kept,
+        || vec![arg(scene)],
+        |row| score = row.get(1),
+    );
     score
 }
 

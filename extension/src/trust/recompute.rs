@@ -7,7 +7,7 @@
 use crate::deadline::Deadline;
 use crate::error::refuse;
 use crate::heap::Table;
-use crate::statement::{arg, execute, query};
+use crate::statement::{Plan, arg, execute, query};
 use crate::subtransaction::{Failure, attempt};
 use crate::trust::claim::{Claim, claim};
 use crate::trust::inputs::read_inputs;
@@ -52,7 +52,7 @@ impl Run {
 }
 
 /// Scenes stored in the first subtransaction of a call; later ones follow the time it took.
-const FIRST_CHUNK: usize = 8;
+const FIRST_CHUNK: usize = 16;
 const SHORT_CHUNK: Duration = Duration::from_millis(50);
 const LONG_CHUNK: Duration = Duration::from_millis(200);
 
@@ -79,7 +79,7 @@ pub fn run(request: &Request) -> Run {
     check_preconditions();
     let started = Instant::now();
     let mut started_at: Option<TimestampWithTimeZone> = None;
-    query("SELECT clock_timestamp()", Vec::new, |row| started_at = row.get(1));
+    query("SELECT clock_timestamp()", Plan::Kept, Vec::new, |row| started_at = row.get(1));
     let mut run = Run::default();
     let mut chunk = FIRST_CHUNK;
     let mut after = i64::MIN;
@@ -114,12 +114,12 @@ pub fn run(request: &Request) -> Run {
     }
     drop(deadline);
 
-    query("SELECT count(*) FROM (SELECT FROM trust_dirty GROUP BY scene_id) AS dirty", Vec::new, |row| {
+    query("SELECT count(*) FROM (SELECT FROM trust_dirty GROUP BY scene_id) AS dirty", Plan::Kept, Vec::new, |row| {
         run.remaining = row.get(1).unwrap_or_default();
     });
     run.duration_ms = started.elapsed().as_secs_f64() * 1_000.0;
     if run.processed + run.failed > 0 || run.timed_out {
-        execute(include_str!("record_run.sql"), || {
+        execute(include_str!("record_run.sql"), Plan::Kept, || {
             vec![
                 arg(started_at),
                 arg(run.duration_ms),
@@ -136,7 +136,7 @@ pub fn run(request: &Request) -> Run {
 }
 
 fn dirty_left(after: i64) -> bool {
-    query("SELECT FROM trust_dirty WHERE generation > $1 LIMIT 1", || vec![arg(after)], |_| ()) > 0
+    query("SELECT FROM trust_dirty WHERE generation > $1 LIMIT 1", Plan::Kept, || vec![arg(after)], |_| ()) > 0
 }
 
 /// Stores a batch in chunks that grow while they are quick, so that a slow one loses little to the deadline.

@@ -1,7 +1,7 @@
 //! Storing what changed, and clearing the marks that were claimed for it.
 
 use crate::settings;
-use crate::statement::{Arg, arg, execute};
+use crate::statement::{Arg, Plan, arg, execute};
 use crate::trust::claim::Claim;
 use crate::trust::rules::Trust;
 use pgrx::datum::Uuid;
@@ -63,7 +63,7 @@ impl Scores {
 
     fn upsert(&self) {
         if !self.scenes.is_empty() {
-            execute(include_str!("upsert_scores.sql"), || self.arguments());
+            execute(include_str!("upsert_scores.sql"), Plan::for_rows(self.scenes.len()), || self.arguments());
         }
     }
 
@@ -72,7 +72,7 @@ impl Scores {
         if self.scenes.is_empty() {
             return;
         }
-        let updated = execute(include_str!("update_scores.sql"), || {
+        let updated = execute(include_str!("update_scores.sql"), Plan::for_rows(places.len()), || {
             let mut arguments = self.arguments();
             arguments.push(arg(places));
             arguments
@@ -108,9 +108,9 @@ pub fn store(claims: &[Claim], computed: &[Computed]) -> Outcome {
     new.upsert();
     changed.update(places);
     if !gone.is_empty() {
-        execute("DELETE FROM trust_scores WHERE scene_id = ANY ($1)", || vec![arg(gone)]);
+        execute("DELETE FROM trust_scores WHERE scene_id = ANY ($1)", Plan::Fresh, || vec![arg(gone)]);
     }
-    execute("DELETE FROM trust_dirty WHERE ctid = ANY ($1)", || {
+    execute("DELETE FROM trust_dirty WHERE ctid = ANY ($1)", Plan::for_rows(claims.len()), || {
         vec![arg(claims.iter().flat_map(Claim::marks).collect::<Vec<_>>())]
     });
     outcome
@@ -118,7 +118,7 @@ pub fn store(claims: &[Claim], computed: &[Computed]) -> Outcome {
 
 /// Notes that a scene failed: it waits longer each time, and is quarantined in the end.
 pub fn record_failure(claim: &Claim, message: &str) {
-    execute(include_str!("record_failure.sql"), || {
+    execute(include_str!("record_failure.sql"), Plan::Kept, || {
         vec![arg(claim.marks().collect::<Vec<_>>()), arg(message.to_string()), arg(settings::TRUST_MAX_ATTEMPTS.get())]
     });
 }
