@@ -45,6 +45,11 @@ impl Deadline {
         Deadline { at: Instant::now() + limit }
     }
 
+    /// How much time is left.
+    pub fn left(&self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
     /// True if the deadline has passed, whether or not a statement was cancelled for it.
     pub fn passed(&self) -> bool {
         PASSED.load(Ordering::Relaxed) || Instant::now() >= self.at

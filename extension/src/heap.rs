@@ -169,7 +169,11 @@ impl<'a> Row<'a> {
     pub fn text(&self, column: usize) -> &'a [u8] {
         // SAFETY: a text datum is a varlena; short values are stored in the row, others are fetched.
         unsafe {
-            let value = pg_sys::pg_detoast_datum_packed(self.datum(column).cast_mut_ptr());
+            let mut value: *mut pg_sys::varlena = self.datum(column).cast_mut_ptr();
+            let plain = pgrx::varatt_is_4b_u(value) || (pgrx::varatt_is_1b(value) && !pgrx::varatt_is_1b_e(value));
+            if !plain {
+                value = pg_sys::pg_detoast_datum_packed(value);
+            }
             std::slice::from_raw_parts(pgrx::vardata_any(value).cast::<u8>(), pgrx::varsize_any_exhdr(value))
         }
     }

@@ -202,6 +202,16 @@ def test_a_cancellation_by_the_user_is_not_a_timeout(db):
     assert db.one("SELECT count(DISTINCT scene_id) FROM trust_dirty") == 50
 
 
+def test_a_huge_batch_fits_itself_into_a_short_timeout(db):
+    add_scenes(db, 30_000)
+    db.run("UPDATE memberships SET trust_weight = 0.66")
+    calls = 0
+    while db.run("SELECT * FROM trust_recompute(1000000, '250 ms')")[0].remaining:
+        calls += 1
+        assert calls < 100, "no progress"
+    assert db.one(WRONG) == 0
+
+
 def test_a_limit_per_cycle_takes_the_oldest(db):
     add_scenes(db, 1000, members=1)
     db.run("SELECT trust_mark_dirty(ARRAY[md5(i::text)::uuid]) FROM generate_series(1, 1000) i")

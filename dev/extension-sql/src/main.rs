@@ -18,8 +18,10 @@ fn main() -> Result<()> {
     let section = schema_section(&data)?;
     let control = ControlFile::from_path_with_cargo_version(Path::new(control), version)
         .wrap_err_with(|| format!("reading {control}"))?;
-    let mut entities = vec![SqlGraphEntity::ExtensionRoot(control)];
-    entities.extend(decode_entities(section).wrap_err("decoding the embedded schema")?);
+    // The linker's order of the entities changes from build to build; the script must not.
+    let mut entities = decode_entities(section).wrap_err("decoding the embedded schema")?;
+    entities.sort();
+    entities.insert(0, SqlGraphEntity::ExtensionRoot(control));
     let sql = PgrxSql::build(entities.into_iter(), "pgsteward".to_string(), false)
         .wrap_err("ordering the SQL entities")?
         .to_sql()

@@ -19,5 +19,5 @@ extension_sql!(
 COMMENT ON FUNCTION queue_retry_delay(int, double precision) IS 'How long an event waits after its given attempt (1 is the first) has failed: 2 s doubled per attempt, at most an hour, spread by 12.5 % either way by the random number (0 to 1).';
 "#,
     name = "queue_comments",
-    requires = [queue_retry_delay]
+    requires = ["schema_report", queue_retry_delay]
 );

@@ -32,6 +32,7 @@ fn steward_catalogue_expected()
     }))
 }
 
+// Each requires the one before, so that the install script comes out the same every time.
 extension_sql_file!("migrate.sql", name = "schema_migrate", requires = [steward_files, steward_version]);
 extension_sql_file!("catalogue.sql", name = "schema_catalogue", requires = ["schema_migrate"]);
 extension_sql_file!(
@@ -39,5 +40,5 @@ extension_sql_file!(
     name = "schema_validate",
     requires = ["schema_catalogue", steward_catalogue_expected]
 );
-extension_sql_file!("report.sql", name = "schema_report", requires = ["schema_catalogue"]);
+extension_sql_file!("report.sql", name = "schema_report", requires = ["schema_validate"]);
 extension_sql_file!("access.sql", name = "schema_access", finalize);

@@ -55,6 +55,9 @@ pub fn claim(after: i64, limit: i64, scene: Option<Uuid>) -> Batch {
             }
         },
     );
+    if locked == 0 {
+        return Batch { claims, locked, last_generation: after };
+    }
     let last_generation = generations.last().copied().unwrap_or(after);
     leave_contested(&mut claims, &position, &generations);
     Batch { claims, locked, last_generation }

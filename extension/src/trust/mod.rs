@@ -165,5 +165,5 @@ COMMENT ON FUNCTION trust_recompute(int, interval, bigint) IS 'Recomputes dirty 
 COMMENT ON FUNCTION trust_recompute_scene(uuid) IS 'Recomputes one scene now, dirty or not, and returns its score. An unknown scene is an error (42704); a scene that another session works on is 55P03.';
 "#,
     name = "trust_comments",
-    requires = [trust_role_multiplier, trust_formula, trust_recompute, trust_recompute_scene]
+    requires = ["queue_comments", trust_role_multiplier, trust_formula, trust_recompute, trust_recompute_scene]
 );

@@ -15,6 +15,7 @@ use crate::trust::store::{Computed, Outcome, record_failure, store};
 use pgrx::datum::{TimestampWithTimeZone, Uuid};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use rustc_hash::FxHashSet;
 use std::time::{Duration, Instant};
 
 pub struct Request {
@@ -51,6 +52,8 @@ impl Run {
     }
 }
 
+/// Scenes in the first batch of a call; how long they take tells how many the time left allows.
+const FIRST_BATCH: i64 = 1_000;
 /// Scenes stored in the first subtransaction of a call; later ones follow the time it took.
 const FIRST_CHUNK: usize = 16;
 const SHORT_CHUNK: Duration = Duration::from_millis(50);
@@ -83,16 +86,18 @@ pub fn run(request: &Request) -> Run {
     let mut run = Run::default();
     let mut chunk = FIRST_CHUNK;
     let mut after = i64::MIN;
+    let mut batch_size = i64::from(request.batch_size).min(FIRST_BATCH);
     let deadline = Deadline::after(request.timeout);
 
     while !run.timed_out {
-        let limit = (request.max_scenes - run.processed - run.failed).min(i64::from(request.batch_size));
+        let limit = (request.max_scenes - run.processed - run.failed).min(batch_size);
         if limit <= 0 {
             break;
         }
+        let began = Instant::now();
         let read = attempt(|| {
             let batch = claim(after, limit, request.scene);
-            let computed = read_inputs(&batch.claims);
+            let computed = if batch.claims.is_empty() { Vec::new() } else { read_inputs(&batch.claims) };
             (batch, computed)
         });
         let (batch, computed) = match read {
@@ -107,16 +112,18 @@ pub fn run(request: &Request) -> Run {
             break;
         }
         after = batch.last_generation;
+        let scenes = batch.claims.len() as f64;
         store_batch(&batch.claims, &computed, &deadline, &mut chunk, &mut run);
+        // A batch is read before any of it is stored, so it must fit into the time: at most half of what is left.
+        let affordable = scenes * deadline.left().as_secs_f64() / 2.0 / began.elapsed().as_secs_f64().max(1e-6);
+        batch_size = (affordable as i64).clamp(1, i64::from(request.batch_size));
         if !run.timed_out && deadline.passed() && run.processed + run.failed < request.max_scenes {
             run.timed_out = dirty_left(after);
         }
     }
     drop(deadline);
 
-    query("SELECT count(*) FROM (SELECT FROM trust_dirty GROUP BY scene_id) AS dirty", Plan::Kept, Vec::new, |row| {
-        run.remaining = row.get(1).unwrap_or_default();
-    });
+    run.remaining = dirty_scenes();
     run.duration_ms = started.elapsed().as_secs_f64() * 1_000.0;
     if run.processed + run.failed > 0 || run.timed_out {
         execute(include_str!("record_run.sql"), Plan::Kept, || {
@@ -133,6 +140,25 @@ pub fn run(request: &Request) -> Run {
         });
     }
     run
+}
+
+/// How many scenes are dirty, whoever works on them.
+fn dirty_scenes() -> i64 {
+    if let Some(table) = Table::open(c"trust_dirty")
+        && table.wholly_readable()
+    {
+        let scene = table.column("scene_id");
+        let mut dirty = FxHashSet::default();
+        table.scan(scene, |row| {
+            dirty.insert(row.uuid(scene));
+        });
+        return dirty.len() as i64;
+    }
+    let mut dirty = 0;
+    query("SELECT count(DISTINCT scene_id) FROM trust_dirty", Plan::Kept, Vec::new, |row| {
+        dirty = row.get(1).unwrap_or_default();
+    });
+    dirty
 }
 
 fn dirty_left(after: i64) -> bool {

@@ -63,7 +63,7 @@ impl Scores {
 
     fn upsert(&self) {
         if !self.scenes.is_empty() {
-            execute(include_str!("upsert_scores.sql"), Plan::for_rows(self.scenes.len()), || self.arguments());
+            execute(include_str!("upsert_scores.sql"), Plan::Kept, || self.arguments());
         }
     }
 
@@ -72,7 +72,7 @@ impl Scores {
         if self.scenes.is_empty() {
             return;
         }
-        let updated = execute(include_str!("update_scores.sql"), Plan::for_rows(places.len()), || {
+        let updated = execute(include_str!("update_scores.sql"), Plan::Kept, || {
             let mut arguments = self.arguments();
             arguments.push(arg(places));
             arguments

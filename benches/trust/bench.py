@@ -1,0 +1,161 @@
+"""Recompute trust: pgsteward beside plain SQL and beside the per-scene loop, in one run, taking turns."""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from benchkit.measure import Cost, measure, median, percentile  # noqa: E402
+from benchkit.report import Results, figure, ratio, table  # noqa: E402
+from benchkit.server import BenchServer, require_disk  # noqa: E402
+from contestants import LOOPS, PLAIN_VARIANTS, UNSAFE, recompute  # noqa: E402
+from devkit.say import DevError, Step, note  # noqa: E402
+from scenes import Scenes  # noqa: E402
+
+BULK, BATCHES = "pgsteward, one batch", "pgsteward, batches of 500"
+BEST_PLAIN = ["plain SQL, update from", "plain SQL, update from, parallel"]
+CASES = {"changed": "all dirty, every score changes", "same": "all dirty, nothing changed", "first": "first computation, no scores stored"}
+GIGABYTES_PER_MILLION, WAL_GIGABYTES = 8, 9
+FEW, FEW_CALLS = 10, 50
+
+
+def sizes(text):
+    """Read numbers of scenes such as 1k,10k,1M."""
+    found = []
+    for word in text.split(","):
+        factor = {"k": 1_000, "m": 1_000_000}.get(word[-1:].lower(), 1)
+        digits = word[:-1] if factor > 1 else word
+        if not digits.isdigit() or not 40 <= int(digits) * factor <= 1_000_000:
+            raise argparse.ArgumentTypeError(f"not a number of scenes from 40 to 1M: {word}")
+        found.append(int(digits) * factor)
+    return found
+
+
+def short(count):
+    """10000 as 10k."""
+    return f"{count // 1_000_000}M" if count % 1_000_000 == 0 else f"{count // 1000}k" if count % 1000 == 0 else str(count)
+
+
+class Bench:
+    """One run over some sizes."""
+
+    def __init__(self, server, options):
+        self.server, self.options = server, options
+        self.results = Results("trust", server.machine())
+        self.contestants = {BULK: recompute("1000000, '10 min'"), BATCHES: recompute("500, '10 min'")}
+        self.contestants |= {name: work for name, work in PLAIN_VARIANTS.items() if options.variants or name in BEST_PLAIN}
+
+    def measured(self, scenes, case, name, work):
+        """Prepare, run once, check the result."""
+        with scenes.connect() as connection:
+            # The session is warm, as a worker's is: it has done the same before, with nothing to do.
+            scenes.clean()
+            work(connection)
+            scenes.prepare(case)
+            done, cost = measure(connection, self.server.cluster.pid, work)
+        scenes.check(whole=name not in LOOPS)
+        return done, cost
+
+    def all_dirty(self, scenes):
+        """The cases in which every scene is dirty; contestants take turns, each round begins with another one."""
+        whole = self.options.rounds or (5 if scenes.count < 1_000_000 else 3)
+        for case in self.options.cases:
+            rounds = whole if case == "changed" or scenes.count < 1_000_000 or self.options.rounds else 1
+            costs, names = {name: [] for name in self.contestants}, list(self.contestants)
+            with Step(f"{short(scenes.count)}, {CASES[case]}, {rounds} rounds"):
+                for turn in range(rounds):
+                    for i in range(len(names)):
+                        name = names[(i + turn) % len(names)]
+                        costs[name].append(self.measured(scenes, case, name, self.contestants[name])[1])
+                for name, work in LOOPS.items() if case == "changed" else ():
+                    sample, cost = self.measured(scenes, case, name, work)
+                    share = scenes.count / sample
+                    costs[name] = [Cost(cost.wall_ms * share, cost.cpu_ms * share, cost.load)]
+            self.report(scenes, case, costs)
+
+    def report(self, scenes, case, costs):
+        """Print the figures of a case and keep them."""
+        medians = {name: median(some) for name, some in costs.items()}
+        rivals = [name for name in medians if name in PLAIN_VARIANTS and name != UNSAFE]
+        base = min(rivals, key=lambda name: medians[name].wall_ms)
+        base_cpu = min(medians[name].cpu_ms for name in rivals)
+        slow, rows = min((medians[name].wall_ms for name in LOOPS if name in medians), default=None), []
+        for name, cost in medians.items():
+            to_plain, cpu = medians[base].wall_ms / cost.wall_ms, base_cpu / cost.cpu_ms if cost.cpu_ms else None
+            to_loop = slow / cost.wall_ms if slow else None
+            rows.append([ratio(to_plain), ratio(cpu), ratio(to_loop), name + (" *" if name == base else ""), figure(cost.wall_ms), figure(cost.cpu_ms),
+                         f"{scenes.count / cost.wall_ms * 1000:,.0f}", figure(cost.wall_ms / scenes.count * 1000), figure(cost.cpu_ms / scenes.count * 1000),
+                         len(costs[name]), f"{cost.load:.1f}"])
+            self.results.add(scenes=scenes.count, case=case, contestant=name, library=self.server.library(), ratio_to_plain_wall=round(to_plain, 3), ratio_to_plain_cpu=cpu and round(cpu, 3),
+                             ratio_to_loop=to_loop and round(to_loop, 3), median=cost.as_json(), runs=[run.as_json() for run in costs[name]])
+        table(f"{short(scenes.count)} scenes, {CASES[case]} (* is 1x in wall; CPU against the plain SQL that needs least)",
+              ["wall", "CPU", "to loop", "contestant", "wall ms", "CPU ms", "scenes/s", "ms/1k", "CPU ms/1k", "runs", "load"], rows)
+
+    def few_dirty(self, scenes):
+        """Latency of one call when a few scenes are dirty."""
+        calls = {"pgsteward": "SELECT processed FROM trust_recompute()", "plain SQL, kept plans": "SELECT plain_recompute_few()"}
+        taken = {name: [] for name in calls}
+        with Step(f"{short(scenes.count)}, {FEW} dirty, {FEW_CALLS} calls"), scenes.connect() as connection, scenes.connect() as application:
+            for turn in range(-3, FEW_CALLS):
+                for name, call in calls.items():
+                    scenes.dirty_few(application, FEW)
+                    began = time.perf_counter()
+                    connection.execute(call, prepare=True).fetchone()
+                    if turn >= 0:
+                        taken[name].append((time.perf_counter() - began) * 1000)
+            load = os.getloadavg()[0]
+        scenes.check()
+        base, rows = statistics.median(taken["plain SQL, kept plans"]), []
+        for name, times in taken.items():
+            middle, late = statistics.median(times), percentile(times, 95)
+            rows.append([ratio(base / middle), name, figure(middle), figure(late), figure(min(times)), len(times), f"{load:.1f}"])
+            self.results.add(scenes=scenes.count, case="few", contestant=name, library=self.server.library(), ratio_to_plain_wall=round(base / middle, 3), load=load,
+                             median_ms=round(middle, 3), p95_ms=round(late, 3), runs=[round(one, 3) for one in times])
+        table(f"{FEW} dirty scenes of {short(scenes.count)}, one call", ["wall", "contestant", "median ms", "p95 ms", "best ms", "calls", "load"], rows)
+
+
+def main():
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(prog="benches/run.py trust", description=__doc__)
+    parser.add_argument("--sizes", type=sizes, default=[1_000, 10_000, 100_000, 1_000_000], help="numbers of scenes, as in 1k,10k,100k,1M (the default)")
+    parser.add_argument("--cases", type=lambda text: text.split(","), default=[*CASES, "few"], help=f"some of {','.join([*CASES, 'few'])}")
+    parser.add_argument("--rounds", type=int, help="runs per contestant (default: 5; at 1M 3, and 1 where nothing or everything is stored)")
+    parser.add_argument("--variants", action="store_true", help="measure every variant of the plain SQL")
+    parser.add_argument("--installed", action="store_true", help="measure the extension as it is installed, do not build it")
+    parser.add_argument("--keep", action="store_true", help="leave the server and its databases")
+    options = parser.parse_args()
+    unknown = set(options.cases) - set(CASES) - {"few"}
+    if unknown or (options.rounds is not None and options.rounds < 1):
+        parser.error(f"unknown case: {', '.join(sorted(unknown))}" if unknown else "at least one round")
+    few = "few" in options.cases
+    options.cases = [case for case in options.cases if case != "few"]
+    require_disk(WAL_GIGABYTES + GIGABYTES_PER_MILLION * max(options.sizes) / 1e6)
+    server = BenchServer().start(install=not options.installed)
+    try:
+        bench = Bench(server, options)
+        machine = bench.results.content["machine"]
+        print(f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, PostgreSQL {machine['postgresql']}, pgsteward {machine['revision']}; "
+              + ", ".join(f"{key} {value}" for key, value in machine["settings"].items()), flush=True)
+        for count in options.sizes:
+            scenes = Scenes(server, count)
+            scenes.load()
+            if few:
+                bench.few_dirty(scenes)
+            bench.all_dirty(scenes)
+            if not options.keep:
+                server.drop_database(scenes.name)
+        note(f"figures in {bench.results.path}")
+    finally:
+        if not options.keep:
+            server.cluster.destroy()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except DevError as error:
+        sys.exit(f"error: {error}")

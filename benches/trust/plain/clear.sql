@@ -1,0 +1,1 @@
+DELETE FROM trust_dirty WHERE ctid = ANY (ARRAY(SELECT place FROM claimed));
