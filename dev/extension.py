@@ -66,11 +66,10 @@ class Server:
 
     def install(self):
         """Build, and copy library, control file and scripts to where the server looks for them."""
-        self.build()
         libraries, extensions = Path(self.ask("--pkglibdir")), Path(self.ask("--sharedir")) / "extension"
-        for folder in (libraries, extensions):
-            if not os.access(folder, os.W_OK):
-                raise DevError(f"{folder} is not writable; run: sudo env PATH=\"$PATH\" PG_CONFIG={self.pg_config} make install")
+        if not (extensions / "pgsteward.control").exists():
+            self.require_writable(libraries, extensions)
+        self.build()
         # A running server may have the old library mapped: never write into it, put a new file in its place.
         self.place(self.library.read_bytes(), libraries / "pgsteward.so", 0o755)
         control = (CRATE / "pgsteward.control").read_text().replace("@CARGO_VERSION@", version())
@@ -79,9 +78,17 @@ class Server:
             self.place(path.read_bytes(), extensions / path.name, 0o644)
         note(f"pgsteward {version()} installed for PostgreSQL {self.major}")
 
-    @staticmethod
-    def place(content, path, mode):
-        """Put a file in place in one step."""
+    def require_writable(self, *folders):
+        """Name the command to run if a folder of the server is not ours to write."""
+        for folder in folders:
+            if not os.access(folder, os.W_OK):
+                raise DevError(f"{folder} is not writable; run: sudo env PATH=\"$PATH\" PG_CONFIG={self.pg_config} make install")
+
+    def place(self, content, path, mode):
+        """Put a file in place in one step, unless it is there already."""
+        if path.exists() and path.read_bytes() == content:
+            return
+        self.require_writable(path.parent)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_bytes(content)
         partial.chmod(mode)

@@ -83,11 +83,12 @@ def check(stage, ratings):
     found = stage.row("""
         SELECT (SELECT count(*) FROM events_queue WHERE status = 'done') AS done, (SELECT count(*) FROM events_queue WHERE status <> 'done') AS open,
                (SELECT dirty_scenes FROM vw_trust_health) AS dirty, count(*) AS scores,
+               (SELECT '; one event says: ' || last_error FROM events_queue WHERE last_error <> '' ORDER BY id LIMIT 1) AS fault,
                count(*) FILTER (WHERE t.scene_id IS NULL OR abs(t.score - c.score) > 1e-9) AS wrong
           FROM trust_compute(ARRAY(SELECT id FROM scenes)) c LEFT JOIN trust_scores t USING (scene_id)""")
     if (int(found["done"]), found["open"], found["dirty"], found["wrong"]) != (ratings, "0", "0", "0"):
         raise DevError(f"the result is not what it must be: {found['done']} of {ratings} events done, {found['open']} not, "
-                       f"{found['dirty']} scenes dirty, {found['wrong']} scores wrong")
+                       f"{found['dirty']} scenes dirty, {found['wrong']} scores wrong{found['fault']}")
     fact("checked", f"no event and no mark is left; all {count(found['scores'])} scores equal the formula computed from scratch")
 
 
@@ -101,7 +102,7 @@ def rankings(stage):
 
 def health(stage):
     """What an operator reads first."""
-    heading("SELECT * FROM steward_health")
+    heading("SELECT * FROM steward_health, after the worker has ended")
     checks = stage.rows("SELECT level, check_name, subject, round(value::numeric, 1)::float AS value, threshold, detail, hint FROM steward_health")
     hints = [row.pop("hint") for row in checks]
     table(checks)

@@ -14,7 +14,7 @@ BEGIN
             SELECT generation, scene_id, attempts FROM trust_dirty WHERE scene_id = ANY (scene_ids) FOR UPDATE SKIP LOCKED
         ), pardoned AS (
             UPDATE trust_dirty d SET attempts = 0, retry_at = '-infinity', quarantined_at = NULL, last_error = NULL
-              FROM free f WHERE d.generation = f.generation AND f.attempts > 0
+             WHERE d.generation = ANY (ARRAY(SELECT f.generation FROM free f WHERE f.attempts > 0))
         )
         SELECT coalesce(array_agg(DISTINCT scene_id), '{}') INTO kept FROM free;
     END IF;

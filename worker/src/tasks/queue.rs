@@ -108,6 +108,8 @@ async fn turn(worker: &Worker) -> Result<usize, Failure> {
     let started = Instant::now();
     let outcome = work(worker, &mut session, &batch).await;
     worker.pulse.send_modify(|pulse| pulse.leased -= leased);
+    // Scenes that the handlers marked: nobody is notified of them while the loops are busy.
+    Worker::notify(&worker.trust);
     tracing::debug!(events = size, seconds = started.elapsed().as_secs_f64(), "batch ended");
     outcome.map(|()| size)
 }
