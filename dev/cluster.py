@@ -7,6 +7,7 @@ import shlex
 
 from devkit.clusters import Cluster
 from devkit.configuration import DATABASE
+from devkit.layout import dev_dir
 from devkit.say import DevError, main_guard
 
 __all__ = ["Cluster", "DevError"]
