@@ -36,12 +36,12 @@ conformance:  ## which promises of the source documents are proven by the last `
 bench:  ## measure beside what a user would pick instead (BENCH=trust)
 	@$(PYTHON) benches/run.py $(BENCH)
 
-lint:  ## format, clippy, Python syntax, and that generated files are true
+lint:  ## format, clippy, pyflakes, and that generated files are true
 	@cargo fmt --all --check
 	@cargo clippy --quiet --release --locked --package pgsteward-worker --package extension-sql --package rules-tests --all-targets -- --deny warnings
 	@$(PYTHON) dev/extension.py lint
 	@$(PYTHON) dev/extension.py check-script
-	@$(PYTHON) -W error -m compileall -q -f dev demo tests benches
+	@$$($(PYTHON) dev/provide.py venv) -m pyflakes dev demo tests benches
 
 install:  ## build the extension and install it into the server of PG_CONFIG
 	@$(PYTHON) dev/extension.py install

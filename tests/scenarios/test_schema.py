@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import Cluster, MAJOR, ROOT, create_database, drop_database, in_parallel, refused
+from conftest import ROOT, create_database, in_parallel, refused
 
 FILES = sorted(
     [str(p.relative_to(ROOT / "sql")) for p in (ROOT / "sql").rglob("*.sql")]
