@@ -2,36 +2,17 @@
 
 import shutil
 import sys
-import threading
 import time
+
+from devkit import say
 
 WIDTH = 20
 
 
-class Step:
+class Step(say.Step):
     """Context manager around a step; say how far it is with `at(done, total)`."""
 
-    def __init__(self, title):
-        self.title, self.done, self.total = title, 0, 0
-        self.live, self.finished = sys.stderr.isatty(), threading.Event()
-        self.painter = threading.Thread(target=self._paint, daemon=True)
-
-    def __enter__(self):
-        self.started = time.monotonic()
-        if self.live:
-            self.painter.start()
-        else:
-            print(f"{self.title} ...", end="", file=sys.stderr, flush=True)
-        return self
-
-    def __exit__(self, kind, error, trace):
-        self.finished.set()
-        tail = f"{'failed' if kind else 'done'}, {time.monotonic() - self.started:.1f} s"
-        if self.live:
-            self.painter.join()
-            print(f"\r\033[K{self.title} ... {tail}", file=sys.stderr, flush=True)
-        else:
-            print(f" {tail}", file=sys.stderr, flush=True)
+    done = 0
 
     def at(self, done, total):
         """Note how much is done."""

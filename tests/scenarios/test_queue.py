@@ -357,7 +357,11 @@ def test_counts_stay_true_whatever_moves_the_rows(db):
     counted = "SELECT status, count(*) AS ct FROM events_queue GROUP BY status ORDER BY 1"
     shown = "SELECT status, ct FROM vw_events_queue_health ORDER BY 1"
     assert db.run(counted) == db.run(shown)
-    assert db.one("SELECT count(*) FROM event_tally") < 130
+    with db.connect() as connection:
+        for _ in range(800):  # each adds a row to the tally; unfolded they would all still be there (0.98 ** 800 is 1e-7)
+            connection.execute("INSERT INTO events_queue_done (topic, status) VALUES ('t', 'done')")
+    assert db.one("SELECT count(*) FROM event_tally") < 800
+    assert db.run(counted) == db.run(shown)
     db.run("TRUNCATE events_queue_done")
     assert db.run(counted) == db.run(shown)
     db.run("TRUNCATE events_queue")

@@ -23,6 +23,12 @@ def add_handler(db):
             connection.execute(statement)
 
 
+def add_hanging_handler(db):
+    db.run("""CREATE FUNCTION hang(ids bigint[], payloads jsonb[]) RETURNS TABLE (event_id bigint, error text, retryable boolean) LANGUAGE plpgsql AS $$
+              BEGIN PERFORM pg_sleep(600); END $$""")
+    db.run("SELECT register_topic('t', 'hang')")
+
+
 def enqueue(db, count):
     db.run("SELECT count(*) FROM enqueue_events('t', ARRAY(SELECT jsonb_build_object('n', i) FROM generate_series(1, %s) i))", (count,))
 
@@ -145,9 +151,7 @@ def test_drains_on_sigterm(db, worker):
 def test_a_stuck_lease_by_the_runbook(db, worker):
     """kill -9 a worker with leased events, age them past 300 s, follow the runbook."""
     add_handler(db)
-    db.run("""CREATE FUNCTION hang(ids bigint[], payloads jsonb[]) RETURNS TABLE (event_id bigint, error text, retryable boolean) LANGUAGE plpgsql AS $$
-              BEGIN PERFORM pg_sleep(600); END $$""")
-    db.run("SELECT register_topic('t', 'hang')")
+    add_hanging_handler(db)
     enqueue(db, 20)
     process = worker("--queue-concurrency", "1")
     wait_until(lambda: db.run("SELECT FROM pg_stat_activity WHERE query LIKE '%%process_events%%' AND wait_event = 'PgSleep' AND datname = current_database()"), what="a hanging handler")
@@ -334,9 +338,7 @@ if HAS_TLS:
 
 def test_a_second_signal_releases_at_once(db, worker):
     add_handler(db)
-    db.run("""CREATE FUNCTION hang(ids bigint[], payloads jsonb[]) RETURNS TABLE (event_id bigint, error text, retryable boolean) LANGUAGE plpgsql AS $$
-              BEGIN PERFORM pg_sleep(600); END $$""")
-    db.run("SELECT register_topic('t', 'hang')")
+    add_hanging_handler(db)
     enqueue(db, 5)
     process = worker("--queue-concurrency", "1")
     wait_until(lambda: db.run("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"), what="a hanging handler")

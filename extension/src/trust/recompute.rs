@@ -112,11 +112,14 @@ pub fn run(request: &Request) -> Run {
             break;
         }
         after = batch.last_generation;
-        let scenes = batch.claims.len() as f64;
+        let scenes = batch.claims.len();
         store_batch(&batch.claims, &computed, &deadline, &mut chunk, &mut run);
         // A batch is read before any of it is stored, so it must fit into the time: at most half of what is left.
-        let affordable = scenes * deadline.left().as_secs_f64() / 2.0 / began.elapsed().as_secs_f64().max(1e-6);
-        batch_size = (affordable as i64).clamp(1, i64::from(request.batch_size));
+        if scenes > 0 {
+            let per_scene = began.elapsed().as_secs_f64().max(1e-6) / scenes as f64;
+            let affordable = deadline.left().as_secs_f64() / 2.0 / per_scene;
+            batch_size = (affordable as i64).clamp(1, i64::from(request.batch_size));
+        }
         if !run.timed_out && deadline.passed() && run.processed + run.failed < request.max_scenes {
             run.timed_out = dirty_left(after);
         }
