@@ -33,20 +33,25 @@ END $$;
 
 GRANT EXECUTE ON FUNCTION
     steward_version(), trust_role_multiplier(text), trust_formula(text[], double precision[], double precision[]),
-    queue_retry_delay(int, double precision), require_valid(boolean, text, text, text), require_argument(anyelement, text),
-    steward_user(), trust_score(uuid)
+    queue_retry_delay(int, double precision, interval, double precision, interval, double precision), require_valid(boolean, text, text, text), require_argument(anyelement, text),
+    steward_user(), steward_user_id(), trust_score(uuid), discovery_gap_level(bigint), discovery_gap_severity(text, bigint)
     TO steward_readonly, steward_app, steward_worker, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
-    enqueue_event(text, jsonb, text, int, timestamptz, int), enqueue_events(text, jsonb[], text[], int, timestamptz, int),
+    enqueue_event(text, jsonb, text, int, timestamptz, int, text, bigint[]), enqueue_events(text, jsonb[], text[], int, timestamptz, int, text[]),
+    enqueue_discovery_item(uuid, uuid, text, int, timestamptz), enqueue_discovery_items(uuid[], uuid[], text[], int, timestamptz),
     owns_scene(uuid), joined_scene(uuid)
     TO steward_app, steward_worker, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
-    check_lease_arguments(bigint[], uuid), check_ttl(int), lease_events(text, int, int, text), hold_events(bigint[], uuid, timestamptz),
-    ack_events(bigint[], uuid, timestamptz), fail_events(bigint[], uuid, text, boolean, timestamptz),
-    extend_events(bigint[], uuid, int, timestamptz), release_events(bigint[], uuid, timestamptz),
+    lease_events(text, int, int, text), hold_events(bigint[], uuid, timestamptz),
+    ack_events(bigint[], uuid, jsonb[], timestamptz), fail_events(bigint[], uuid, text, boolean, timestamptz),
+    extend_events(bigint[], uuid, int, timestamptz), release_events(bigint[], uuid, timestamptz), expire_events(int, timestamptz),
     run_handler(text, bigint[], jsonb[]), process_events(bigint[], uuid),
+    lease_discovery_items(int, int, text), hold_discovery_items(bigint[], uuid, timestamptz),
+    ack_discovery_items(bigint[], uuid, jsonb[], timestamptz), fail_discovery_items(bigint[], uuid, text, boolean, timestamptz),
+    extend_discovery_items(bigint[], uuid, int, timestamptz), release_discovery_items(bigint[], uuid, timestamptz), expire_discovery_items(int, timestamptz),
+    refresh_gaps(uuid[], uuid[]), check_discovery_items(bigint[], jsonb[]), process_discovery_items(bigint[], uuid),
     worker_beat(text, text, int, text, timestamptz, text, boolean, int, bigint, text),
     trust_recompute(int, interval, bigint), trust_recompute_scene(uuid), trust_mark_dirty(uuid[]), trust_compute(uuid[])
     TO steward_worker, steward_admin;
@@ -56,13 +61,17 @@ GRANT EXECUTE ON FUNCTION
     TO steward_readonly, steward_worker, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
-    register_topic(text, regproc, int, text), requeue_events(bigint[]), trust_mark_all_dirty(), wake_workers(text),
+    register_topic(text, regproc, int, text), configure_topic(text, jsonb), pause_topic(text), resume_topic(text), drain_topic(text),
+    requeue_events(bigint[]), cancel_events(bigint[], text), discard_events(bigint[], text),
+    requeue_discovery_items(bigint[]), cancel_discovery_items(bigint[], text), discard_discovery_items(bigint[], text), trust_mark_all_dirty(), wake_workers(text),
     steward_schema_functions(), steward_catalogue(), steward_catalogue_expected(),
     steward_schema_validate(), steward_schema_report(), steward_schema_stats()
     TO steward_admin;
 
-GRANT SELECT ON vw_events_queue_health, vw_trust_health, vw_worker_health, steward_health
+GRANT SELECT ON vw_events_queue_health, vw_discovery_queue_health, vw_dead_letter_queue, vw_xmin_horizon, vw_gap_severity,
+    vw_trust_health, vw_worker_health, steward_health
     TO steward_readonly, steward_worker, steward_admin;
+GRANT INSERT (topic, payload, idempotency_key, ordering_key, priority, run_at, max_attempts) ON events_inbox TO steward_app, steward_worker, steward_admin;
 GRANT SELECT ON schema_migrations, trust_scores, trust_recompute_runs, event_topics
     TO steward_readonly, steward_worker, steward_admin;
 
@@ -75,12 +84,19 @@ GRANT USAGE ON SEQUENCE trust_dirty_generation_seq TO steward_worker;
 -- Administrators do by hand what the documents' runbooks do by hand.
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     scenes, memberships, alliances, trust_scores, trust_dirty, trust_recompute_runs,
-    events_queue, events_queue_live, events_queue_done, events_queue_error, event_keys TO steward_admin;
-GRANT SELECT ON audit_log, event_tally, event_topics, worker_heartbeats TO steward_admin;
-GRANT USAGE ON SEQUENCE trust_dirty_generation_seq, events_queue_id_seq TO steward_admin;
+    events_queue, marketplace_discovery_queue, event_keys,
+    interest_catalog, marketplace_categories, marketplace_interest_map, user_interests, marketplace_listings, marketplace_gaps TO steward_admin;
+GRANT SELECT ON audit_log, event_tally, event_topics, event_parents, topic_usage, topic_slots, key_pace, worker_heartbeats,
+    events_queue_live, events_queue_done, events_queue_error,
+    marketplace_discovery_queue_live, marketplace_discovery_queue_done, marketplace_discovery_queue_error TO steward_admin;
+GRANT USAGE ON SEQUENCE trust_dirty_generation_seq, queue_id_seq TO steward_admin;
+
+GRANT SELECT ON interest_catalog, marketplace_categories, marketplace_interest_map TO steward_readonly, steward_app, steward_worker, steward_admin;
+GRANT SELECT ON marketplace_gaps TO steward_readonly, steward_worker, steward_admin;
 
 -- Applications read through row-level security.
-GRANT SELECT ON scenes, memberships, alliances TO steward_app;
+GRANT SELECT ON scenes, memberships, alliances, marketplace_listings TO steward_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON user_interests TO steward_app;
 
 ALTER TABLE scenes ENABLE ROW LEVEL SECURITY;
 ALTER TABLE memberships ENABLE ROW LEVEL SECURITY;
@@ -89,7 +105,13 @@ ALTER TABLE events_queue ENABLE ROW LEVEL SECURITY;
 ALTER TABLE events_queue_live ENABLE ROW LEVEL SECURITY;
 ALTER TABLE events_queue_done ENABLE ROW LEVEL SECURITY;
 ALTER TABLE events_queue_error ENABLE ROW LEVEL SECURITY;
+ALTER TABLE marketplace_discovery_queue ENABLE ROW LEVEL SECURITY;
+ALTER TABLE marketplace_discovery_queue_live ENABLE ROW LEVEL SECURITY;
+ALTER TABLE marketplace_discovery_queue_done ENABLE ROW LEVEL SECURITY;
+ALTER TABLE marketplace_discovery_queue_error ENABLE ROW LEVEL SECURITY;
 ALTER TABLE event_keys ENABLE ROW LEVEL SECURITY;
+ALTER TABLE user_interests ENABLE ROW LEVEL SECURITY;
+ALTER TABLE marketplace_listings ENABLE ROW LEVEL SECURITY;
 
 DO $$
 DECLARE
@@ -108,6 +130,15 @@ BEGIN
             ('events_queue_done',  'admin_all',       'ALL',    'steward_admin',  'true'),
             ('events_queue_error', 'admin_all',       'ALL',    'steward_admin',  'true'),
             ('event_keys',         'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('marketplace_discovery_queue',       'admin_all', 'ALL',    'steward_admin', 'true'),
+            ('marketplace_discovery_queue_live',  'admin_all', 'ALL',    'steward_admin', 'true'),
+            ('marketplace_discovery_queue_done',  'admin_all', 'ALL',    'steward_admin', 'true'),
+            ('marketplace_discovery_queue_error', 'admin_all', 'ALL',    'steward_admin', 'true'),
+            ('user_interests',       'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('marketplace_listings', 'admin_all',       'ALL',    'steward_admin',  'true'),
+            ('user_interests',       'app_has_own',     'ALL',    'steward_app',    'user_id = (SELECT steward_user_id())'),
+            ('marketplace_listings', 'app_reads_shown', 'SELECT', 'steward_app',
+                'status = ''active'' OR seller_profile_id = (SELECT steward_user_id())'),
             ('scenes',             'app_reads_shown', 'SELECT', 'steward_app',
                 'deleted_at IS NULL AND (owner_did = (SELECT steward_user()) OR (moderation_status IN (''visible'', ''flagged'') AND (visibility = ''public'' OR joined_scene(id))))'),
             ('memberships',        'app_reads_own',   'SELECT', 'steward_app', 'user_did = (SELECT steward_user()) OR owns_scene(scene_id)'),

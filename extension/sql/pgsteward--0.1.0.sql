@@ -7,11 +7,63 @@ The ordering of items is not stable, it is driven by a dependency graph.
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- extension/src/discovery/mod.rs
+-- pgsteward::discovery::discovery_gap_level
+CREATE  FUNCTION "discovery_gap_level"(
+	"inventory" bigint /* i64 */
+) RETURNS TEXT /* & '_ str */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'discovery_gap_level_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/discovery/mod.rs
+-- pgsteward::discovery::discovery_gap_severity
+CREATE  FUNCTION "discovery_gap_severity"(
+	"gap_level" TEXT, /* & str */
+	"demand" bigint /* i64 */
+) RETURNS double precision /* f64 */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'discovery_gap_severity_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/queue/mod.rs
+-- pgsteward::queue::queue_head
+CREATE  FUNCTION "queue_head"(
+	"queue" TEXT, /* Option < & str > */
+	"lane" TEXT /* Option < & str > */
+) RETURNS timestamp with time zone /* Option < TimestampWithTimeZone > */
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'queue_head_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/queue/mod.rs
+-- pgsteward::queue::queue_passed
+CREATE  FUNCTION "queue_passed"(
+	"queue" TEXT, /* Option < & str > */
+	"lane" TEXT, /* Option < & str > */
+	"turn_at" timestamp with time zone /* Option < TimestampWithTimeZone > */
+) RETURNS void
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'queue_passed_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- extension/src/queue/mod.rs
 -- pgsteward::queue::queue_retry_delay
 CREATE  FUNCTION "queue_retry_delay"(
 	"attempt" INT, /* i32 */
-	"random" double precision /* f64 */
+	"random" double precision, /* f64 */
+	"base" interval DEFAULT '2 seconds', /* Interval */
+	"factor" double precision DEFAULT 2.0, /* f64 */
+	"cap" interval DEFAULT '1 hour', /* Interval */
+	"jitter" double precision DEFAULT 0.125 /* f64 */
 ) RETURNS interval /* Interval */
 IMMUTABLE STRICT PARALLEL SAFE
 LANGUAGE c /* Rust */
@@ -38,7 +90,7 @@ CREATE  FUNCTION "steward_files"() RETURNS TABLE (
 	"name" TEXT,  /* String */
 	"kind" TEXT,  /* & '_ str */
 	"checksum" TEXT,  /* String */
-	"body" TEXT  /* & '_ str */
+	"body" TEXT  /* String */
 )
 IMMUTABLE STRICT PARALLEL SAFE
 LANGUAGE c /* Rust */
@@ -306,7 +358,11 @@ BEGIN
                (SELECT count(*) FROM pg_policy p WHERE p.polrelid = ours), c.relrowsecurity, pg_total_relation_size(ours)
           INTO table_name, columns, indexes, constraints, triggers, policies, row_security, total_bytes
           FROM pg_class c WHERE c.oid = ours;
-        EXECUTE format('SELECT count(*) FROM %s', ours) INTO row_count;
+        -- A standby has no rows of what is not logged, and may not look.
+        row_count := 0;
+        IF NOT (pg_is_in_recovery() AND EXISTS (SELECT FROM pg_class c WHERE c.oid = ours AND c.relpersistence = 'u')) THEN
+            EXECUTE format('SELECT count(*) FROM %s', ours) INTO row_count;
+        END IF;
         RETURN NEXT;
     END LOOP;
 END $$;
@@ -343,9 +399,13 @@ COMMENT ON FUNCTION steward_schema_stats() IS
 -- requires:
 --   schema_report
 --   queue_retry_delay
+--   queue_head
+--   queue_passed
 
 
-COMMENT ON FUNCTION queue_retry_delay(int, double precision) IS 'How long an event waits after its given attempt (1 is the first) has failed: 2 s doubled per attempt, at most an hour, spread by 12.5 % either way by the random number (0 to 1).';
+COMMENT ON FUNCTION queue_retry_delay(int, double precision, interval, double precision, interval, double precision) IS 'How long an item waits after its given attempt (1 is the first) has failed: base, times factor per further attempt, at most cap, spread by the share jitter either way by the random number (0 to 1). By default 2 s doubled per attempt, at most an hour, spread by 12.5 %.';
+COMMENT ON FUNCTION queue_head(text, text) IS 'Where the session''s next search of a line begins; NULL is the front. A hint kept in the memory of the session. Internal.';
+COMMENT ON FUNCTION queue_passed(text, text, timestamptz) IS 'Notes where the session''s search of a line has ended; NULL is its end. Internal.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -424,6 +484,18 @@ COMMENT ON FUNCTION trust_role_multiplier(text) IS 'How much a member of this ro
 COMMENT ON FUNCTION trust_formula(text[], double precision[], double precision[]) IS 'The trust score of a scene with these roles and trust weights (in step) and alliance weights: mean alliance weight (1 without alliances) x mean of weight x role multiplier (0 without members). A weight outside 0..1 is an error (22003).';
 COMMENT ON FUNCTION trust_recompute(int, interval, bigint) IS 'Recomputes dirty scenes, oldest mark first, batch_size at a time (default 500), until none is left that nobody else works on, the timeout passes (default: pgsteward.trust_recompute_timeout) or max_scenes are done. What was done stays. Returns scenes processed, changed and failed, scenes still dirty, duration in ms, mean absolute change of the score, and whether the timeout ended it; the same is kept in trust_recompute_runs. Needs READ COMMITTED.';
 COMMENT ON FUNCTION trust_recompute_scene(uuid) IS 'Recomputes one scene now, dirty or not, and returns its score. An unknown scene is an error (42704); a scene that another session works on is 55P03.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/discovery/mod.rs
+-- requires:
+--   trust_comments
+--   discovery_gap_level
+--   discovery_gap_severity
+
+
+COMMENT ON FUNCTION discovery_gap_level(bigint) IS 'How badly an interest is served by so many active listings in stock: 0 critical, 1 to 4 low, 5 or more none. A negative number is an error (22003).';
+COMMENT ON FUNCTION discovery_gap_severity(text, bigint) IS 'A number that puts the worst gap first: none 0 to 1, low 1 to 2, critical 2 to 3, plus demand / (demand + 1) within the level, where demand is the number of users who want it. Another level is an error (22023), negative demand too (22003).';
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -4,6 +4,7 @@
 //! The tables, SQL functions and views live in the workspace's `sql/` and `views/` and travel inside this library.
 
 mod deadline;
+mod discovery;
 mod error;
 mod heap;
 mod queue;

@@ -19,3 +19,9 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
     SELECT EXISTS (SELECT FROM memberships m WHERE m.scene_id = joined_scene.scene_id AND m.user_did = steward_user() AND m.status = 'active')
 $$;
 COMMENT ON FUNCTION joined_scene(uuid) IS 'True if steward_user() is an active member of the scene.';
+
+CREATE OR REPLACE FUNCTION steward_user_id() RETURNS uuid
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
+    SELECT CASE WHEN u ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$' THEN u::uuid END FROM steward_user() AS u
+$$;
+COMMENT ON FUNCTION steward_user_id() IS 'steward_user() as a user id; NULL if it is not a UUID, such as a decentralised identifier.';

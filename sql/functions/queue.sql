@@ -1,485 +1,434 @@
--- events_queue: enqueue, lease, and the four ways a lease ends (ack, fail, release, expiry).
+-- How items are leased and how a lease ends: ack, fail, release, expiry. Made once for each queue, with its names in the
+-- place of {queue}, {items}, {leased} and so on; extension/src/schema/files.rs has the list.
 -- The tables are hidden: applications and workers use these functions, which run with the rights of their owner.
 
-CREATE OR REPLACE FUNCTION require_valid(valid boolean, message text, hint text DEFAULT '', code text DEFAULT '22023') RETURNS void
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
-BEGIN
-    IF valid IS NOT TRUE THEN
-        RAISE EXCEPTION USING ERRCODE = code, MESSAGE = message, HINT = hint;
-    END IF;
-END $$;
-COMMENT ON FUNCTION require_valid(boolean, text, text, text) IS
-    'Raises the message with its hint and SQLSTATE unless the condition is true. Used by the other functions to check their arguments.';
-
-CREATE OR REPLACE FUNCTION require_argument(value anyelement, name text) RETURNS void
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
-BEGIN
-    IF value IS NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = format('%s must not be NULL', name),
-            HINT = format('Give a value for %s.', name);
-    END IF;
-END $$;
-COMMENT ON FUNCTION require_argument(anyelement, text) IS 'Raises 22004 with the name of the argument if its value is NULL.';
-
-CREATE OR REPLACE FUNCTION wake_workers(queue text) RETURNS void
+CREATE OR REPLACE FUNCTION promote_{items}(moment timestamptz DEFAULT clock_timestamp()) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
-    IF EXISTS (SELECT FROM worker_heartbeats WHERE waiting AND beat_at > now() - interval '1 minute') THEN
-        PERFORM pg_notify('pgsteward', queue);
+    IF NOT EXISTS (SELECT FROM {queue}_live d WHERE d.deferred AND d.waits = 0 AND d.run_at <= moment) THEN
+        RETURN;
     END IF;
+    UPDATE {queue}_live q SET deferred = false, turn_at = clock_timestamp() + q.priority * interval '30 seconds'
+     WHERE q.id = ANY (ARRAY(
+        SELECT d.id FROM {queue}_live d WHERE d.deferred AND d.waits = 0 AND d.run_at <= moment ORDER BY d.run_at LIMIT 1000 FOR UPDATE SKIP LOCKED));
 END $$;
-COMMENT ON FUNCTION wake_workers(text) IS
-    'Notifies channel "pgsteward" with the name of the queue, but only while some worker waits: a notification in every transaction would make commits wait for each other. Workers poll as well, so a lost notification costs a second, never an event.';
+COMMENT ON FUNCTION promote_{items}(timestamptz) IS 'Puts {items} whose time has come into the line. Every lease does it first.';
 
-CREATE OR REPLACE FUNCTION register_topic(topic text, handler regproc, max_attempts int DEFAULT 5, description text DEFAULT '') RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-DECLARE
-    handler_name text;
-BEGIN
-    PERFORM require_argument(topic, 'topic'), require_argument(handler, 'handler');
-    PERFORM require_valid(topic ~ '^[a-z0-9][a-z0-9._-]{0,99}$', format('topic "%s" is not a valid name', topic),
-        'Use up to 100 lower-case letters, digits, dots, dashes and underscores.');
-    PERFORM require_valid(max_attempts BETWEEN 1 AND 100, format('max_attempts %s is out of range', max_attempts), 'Give 1 to 100.');
-    SELECT format('%I.%I', n.nspname, p.proname) INTO handler_name
-      FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-     WHERE p.oid = handler AND p.prokind = 'f' AND p.proretset
-       AND p.proargtypes = ARRAY['bigint[]'::regtype, 'jsonb[]'::regtype]::oidvector
-       AND p.proargnames[3:5] = ARRAY['event_id', 'error', 'retryable'];
-    PERFORM require_valid(handler_name IS NOT NULL, format('%s cannot handle events', handler),
-        'A handler is a function (ids bigint[], payloads jsonb[]) RETURNS TABLE (event_id bigint, error text, retryable boolean).',
-        'invalid_function_definition');
-    INSERT INTO event_topics AS t (topic, handler, max_attempts, description)
-    VALUES (register_topic.topic, handler_name, register_topic.max_attempts, coalesce(register_topic.description, ''))
-    ON CONFLICT ON CONSTRAINT event_topics_pkey
-    DO UPDATE SET handler = excluded.handler, max_attempts = excluded.max_attempts, description = excluded.description;
-    INSERT INTO audit_log (action, subject, detail) VALUES ('register_topic', topic, jsonb_build_object('handler', handler_name));
-END $$;
-COMMENT ON FUNCTION register_topic(text, regproc, int, text) IS
-    'Names the function that handles a topic. The handler is called with the ids and payloads of a batch, in one transaction with the acknowledgement, and returns a row (event_id, error, retryable) for each event that failed. Registering again replaces.';
-
-CREATE OR REPLACE FUNCTION enqueue_events(
-    topic text, payloads jsonb[], idempotency_keys text[] DEFAULT NULL,
-    priority int DEFAULT 0, run_at timestamptz DEFAULT NULL, max_attempts int DEFAULT NULL) RETURNS SETOF bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-DECLARE
-    ids      bigint[];
-    attempts int := coalesce(max_attempts, (SELECT t.max_attempts FROM event_topics t WHERE t.topic = enqueue_events.topic), 5);
-    due      timestamptz := coalesce(run_at, now());
-    bad      int;
-BEGIN
-    PERFORM require_argument(topic, 'topic'), require_argument(payloads, 'payloads'), require_argument(priority, 'priority');
-    PERFORM require_valid(topic ~ '^[a-z0-9][a-z0-9._-]{0,99}$', format('topic "%s" is not a valid name', topic),
-        'Use up to 100 lower-case letters, digits, dots, dashes and underscores.');
-    PERFORM require_valid(priority BETWEEN -100 AND 100, format('priority %s is out of range', priority), 'Give -100 (first) to 100 (last).');
-    PERFORM require_valid(attempts BETWEEN 1 AND 100, format('max_attempts %s is out of range', attempts), 'Give 1 to 100.');
-    PERFORM require_valid(isfinite(due), 'run_at must be a finite time', 'Leave run_at out to run at once.');
-    SELECT n INTO bad FROM unnest(payloads) WITH ORDINALITY AS p(payload, n) WHERE jsonb_typeof(payload) IS DISTINCT FROM 'object' LIMIT 1;
-    IF bad IS NOT NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('payload %s is not a JSON object', bad),
-            DETAIL = format('The payload is: %s', coalesce(left(payloads[bad]::text, 200), 'NULL')),
-            HINT = 'Give a JSON object such as {"user_id": "..."}; {} if there is nothing to say.';
-    END IF;
-
-    IF idempotency_keys IS NULL THEN
-        RETURN QUERY
-        INSERT INTO events_queue_live (topic, payload, priority, run_at, max_attempts)
-        SELECT enqueue_events.topic, p.payload, enqueue_events.priority, due, attempts
-          FROM unnest(payloads) WITH ORDINALITY AS p(payload, n) ORDER BY n
-        RETURNING id;
-    ELSE
-        PERFORM require_valid(cardinality(idempotency_keys) = cardinality(payloads),
-            format('%s idempotency keys for %s payloads', cardinality(idempotency_keys), cardinality(payloads)),
-            'Give one key per payload; NULL for an event without a key.', 'array_subscript_error');
-        PERFORM require_valid(NOT EXISTS (SELECT FROM unnest(idempotency_keys) k WHERE k = '' OR length(k) > 500),
-            'an idempotency key is empty or longer than 500 characters', 'Leave the key out (NULL), or give 1 to 500 characters.');
-        -- Keys are claimed in one order by everybody, so that two callers with the same keys wait for each other and never deadlock.
-        WITH wanted AS MATERIALIZED (
-            SELECT key, min(n) AS n, nextval('events_queue_id_seq') AS id
-              FROM unnest(idempotency_keys) WITH ORDINALITY AS k(key, n)
-             GROUP BY key, CASE WHEN key IS NULL THEN n END ORDER BY key
-        ), claimed AS (
-            INSERT INTO event_keys AS e (topic, idempotency_key, event_id)
-            SELECT enqueue_events.topic, key, id FROM wanted WHERE key IS NOT NULL ORDER BY key
-            ON CONFLICT ON CONSTRAINT event_keys_pkey DO NOTHING
-            RETURNING event_id
-        )
-        INSERT INTO events_queue_live (id, topic, payload, priority, run_at, max_attempts, idempotency_key)
-        SELECT w.id, enqueue_events.topic, payloads[w.n], enqueue_events.priority, due, attempts, w.key
-          FROM wanted w WHERE w.key IS NULL OR w.id IN (SELECT event_id FROM claimed);
-
-        -- A key whose event ended in error starts that event anew, with the new payload.
-        WITH failed AS (
-            DELETE FROM events_queue_error q USING event_keys k
-             WHERE k.topic = enqueue_events.topic AND k.idempotency_key = ANY (idempotency_keys) AND q.id = k.event_id
-            RETURNING q.id, q.idempotency_key, q.created_at
-        )
-        INSERT INTO events_queue_live (id, topic, payload, priority, run_at, max_attempts, idempotency_key, created_at)
-        SELECT f.id, enqueue_events.topic, payloads[array_position(idempotency_keys, f.idempotency_key)],
-               enqueue_events.priority, due, attempts, f.idempotency_key, f.created_at
-          FROM failed f;
-
-        -- A key whose event has been deleted is free again. Whoever was faster has given the key another event.
-        WITH orphaned AS MATERIALIZED (
-            SELECT k.idempotency_key AS key, k.event_id FROM event_keys k
-             WHERE k.topic = enqueue_events.topic AND k.idempotency_key = ANY (idempotency_keys)
-               AND NOT EXISTS (SELECT FROM events_queue q WHERE q.id = k.event_id)
-             ORDER BY k.idempotency_key FOR UPDATE
-        ), renamed AS (
-            UPDATE event_keys k SET event_id = nextval('events_queue_id_seq') FROM orphaned o
-             WHERE k.topic = enqueue_events.topic AND k.idempotency_key = o.key AND k.event_id = o.event_id
-            RETURNING k.idempotency_key AS key, k.event_id
-        )
-        INSERT INTO events_queue_live (id, topic, payload, priority, run_at, max_attempts, idempotency_key)
-        SELECT r.event_id, enqueue_events.topic, payloads[array_position(idempotency_keys, r.key)], enqueue_events.priority, due, attempts, r.key
-          FROM renamed r;
-
-        RETURN QUERY
-        SELECT k.event_id FROM unnest(idempotency_keys) WITH ORDINALITY AS w(key, n)
-          LEFT JOIN event_keys k ON k.topic = enqueue_events.topic AND k.idempotency_key = w.key ORDER BY n;
-    END IF;
-    PERFORM wake_workers('events');
-END $$;
-COMMENT ON FUNCTION enqueue_events(text, jsonb[], text[], int, timestamptz, int) IS
-    'Enqueues a batch of events of one topic and returns their ids in order. The rule of idempotency keys is that of enqueue_event(); the id of an event enqueued without a key in a batch with keys is returned as NULL.';
-
-CREATE OR REPLACE FUNCTION enqueue_event(
-    topic text, payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL,
-    priority int DEFAULT 0, run_at timestamptz DEFAULT NULL, max_attempts int DEFAULT NULL) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-BEGIN
-    PERFORM require_argument(payload, 'payload');
-    RETURN (SELECT id FROM enqueue_events(topic, ARRAY[payload],
-        CASE WHEN idempotency_key IS NOT NULL THEN ARRAY[idempotency_key] END, priority, run_at, max_attempts) AS id);
-END $$;
-COMMENT ON FUNCTION enqueue_event(text, jsonb, text, int, timestamptz, int) IS
-    'Enqueues an event in the transaction of the caller and returns its id. An idempotency key names one event of the topic for as long as that event is kept: enqueueing it again returns the same id and changes nothing, unless the event ended in error; then it starts anew with the new payload. Lower priority is leased first (-100 to 100); run_at delays it; max_attempts defaults to that of the topic.';
-
-CREATE OR REPLACE FUNCTION check_lease_arguments(ids bigint[], lease_token uuid) RETURNS void
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
-BEGIN
-    PERFORM require_argument(ids, 'ids'), require_argument(lease_token, 'lease_token');
-    PERFORM require_valid(array_position(ids, NULL) IS NULL, 'ids must not contain NULL', 'Give the ids that lease_events() returned.', '22004');
-END $$;
-COMMENT ON FUNCTION check_lease_arguments(bigint[], uuid) IS 'Raises 22004 if the ids or the lease token of a call are missing.';
-
-CREATE OR REPLACE FUNCTION check_ttl(ttl_seconds int) RETURNS void
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
-BEGIN
-    PERFORM require_argument(ttl_seconds, 'ttl_seconds');
-    PERFORM require_valid(ttl_seconds BETWEEN 1 AND 86400, format('ttl_seconds %s is out of range', ttl_seconds),
-        'Give 1 to 86400 seconds (a day); extend_events() lengthens a lease while the work goes on.');
-END $$;
-COMMENT ON FUNCTION check_ttl(int) IS 'Raises 22023 unless a lease time is 1 second to a day.';
-
-CREATE OR REPLACE FUNCTION lease_events(topic text DEFAULT NULL, max_events int DEFAULT 100, ttl_seconds int DEFAULT 60, worker text DEFAULT NULL)
-RETURNS TABLE (id bigint, topic_name text, payload jsonb, attempts int, max_attempts int, lease_token uuid, lease_expires_at timestamptz)
+CREATE OR REPLACE FUNCTION claim_{items}(lane text, max_items int, ttl_seconds int, worker text, token uuid)
+RETURNS TABLE (id bigint, {lease_returns}, attempts int, max_attempts int, lease_token uuid, lease_expires_at timestamptz)
 LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
 DECLARE
-    moment timestamptz := clock_timestamp();
-    token  uuid := gen_random_uuid();
-    chosen bigint[];
-    ready  bigint[];
+    moment  timestamptz := clock_timestamp();
+    expiry  timestamptz := moment + make_interval(secs => ttl_seconds);
+    room    int := max_items;
+    start   timestamptz;
+    paused  boolean;
+    limited boolean;
+    chosen  tid[];
+    spent   bigint[];
+    last    timestamptz;
+    n       int;
 BEGIN
-    PERFORM require_argument(max_events, 'max_events'), check_ttl(ttl_seconds);
-    PERFORM require_valid(max_events BETWEEN 1 AND 10000, format('max_events %s is out of range', max_events), 'Lease 1 to 10000 events at a time.');
-
-    -- Whoever held these died or was too slow on the last attempt.
-    WITH exhausted AS MATERIALIZED (
-        SELECT q.id FROM events_queue_live q
-         WHERE q.status = 'leased' AND q.lease_expires_at < moment AND q.attempts >= q.max_attempts
-           AND (lease_events.topic IS NULL OR q.topic = lease_events.topic)
-         ORDER BY q.lease_expires_at LIMIT lease_events.max_events FOR UPDATE SKIP LOCKED
-    )
-    SELECT array_agg(id) INTO chosen FROM exhausted;
-    IF chosen IS NOT NULL THEN
-        PERFORM end_events(chosen, 'error', 'the lease expired on the last attempt: the worker died or needed longer than the lease');
+    SELECT t.state = 'paused', t.max_leased IS NOT NULL OR t.rate_limit IS NOT NULL INTO paused, limited FROM event_topics t WHERE t.topic = lane;
+    IF paused THEN
+        RETURN;
+    END IF;
+    IF limited THEN
+        room := topic_room(lane, max_items, moment);
+        IF room < 1 THEN
+            RETURN;
+        END IF;
     END IF;
 
-    WITH expired AS MATERIALIZED (
-        SELECT q.id FROM events_queue_live q
-         WHERE q.status = 'leased' AND q.lease_expires_at < moment AND q.attempts < q.max_attempts
-           AND (lease_events.topic IS NULL OR q.topic = lease_events.topic)
-         ORDER BY q.lease_expires_at LIMIT lease_events.max_events FOR UPDATE SKIP LOCKED
-    )
-    SELECT coalesce(array_agg(id), '{}') INTO chosen FROM expired;
-    IF lease_events.topic IS NULL THEN
-        SELECT array_agg(r.id) INTO ready FROM (
-            SELECT q.id FROM events_queue_live q WHERE q.status = 'queued' AND q.run_at <= moment
-             ORDER BY q.priority, q.run_at, q.id LIMIT lease_events.max_events - cardinality(chosen) FOR UPDATE SKIP LOCKED) r;
-    ELSE
-        SELECT array_agg(r.id) INTO ready FROM (
-            SELECT q.id FROM events_queue_live q WHERE q.status = 'queued' AND q.run_at <= moment AND q.topic = lease_events.topic
-             ORDER BY q.priority, q.run_at, q.id LIMIT lease_events.max_events - cardinality(chosen) FOR UPDATE SKIP LOCKED) r;
+    -- The search goes on where this session's last one ended, and begins anew now and then or when it finds too few:
+    -- what has been leased or is dead is not walked again and again.
+    LOOP
+        start := coalesce(queue_head('{queue}', lane), '-infinity');
+        SELECT array_agg(c.ctid) FILTER (WHERE NOT c.spent), array_agg(c.id) FILTER (WHERE c.spent), max(c.turn_at), count(*)
+          INTO chosen, spent, last, n
+          FROM (SELECT q.ctid, q.id, q.turn_at, q.status = '{leased}' AND q.attempts >= q.max_attempts AS spent FROM {queue}_live q
+                 WHERE q.topic = lane AND NOT q.deferred AND q.turn_at >= start AND (q.status = 'queued' OR q.lease_expires_at < moment)
+                 ORDER BY q.turn_at LIMIT room FOR UPDATE SKIP LOCKED) AS c;
+        PERFORM queue_passed('{queue}', lane, CASE WHEN n = room THEN last END);
+        EXIT WHEN n = room OR start = '-infinity';
+    END LOOP;
+    IF spent IS NOT NULL THEN
+        PERFORM bury_{items}(spent, 'the lease expired on the last attempt: the worker died or needed longer than the lease');
     END IF;
-    chosen := chosen || ready;
-    IF cardinality(chosen) = 0 THEN
+    IF chosen IS NULL THEN
         RETURN;
     END IF;
 
     RETURN QUERY
-    WITH leased AS (
-        UPDATE events_queue_live q
-           SET status = 'leased', lease_token = token, lease_expires_at = clock_timestamp() + make_interval(secs => ttl_seconds),
-               attempts = q.attempts + 1, leased_by = worker, updated_at = moment
-         WHERE q.id = ANY (chosen)
-        RETURNING q.*
+    WITH taken AS (
+        UPDATE {queue}_live q
+           SET status = '{leased}', lease_token = token, lease_expires_at = expiry, attempts = q.attempts + 1, leased_by = worker,
+               updated_at = moment, watched = q.watched OR limited IS TRUE, again = false
+         WHERE q.ctid = ANY (chosen)
+        RETURNING q.id, q.turn_at, q.attempts, q.max_attempts, {lease_takes}
     )
-    SELECT l.id, l.topic, l.payload, l.attempts, l.max_attempts, l.lease_token, l.lease_expires_at
-      FROM leased l ORDER BY l.priority, l.run_at, l.id;
+    SELECT l.id, {lease_selects}, l.attempts, l.max_attempts::int, token, expiry FROM taken l ORDER BY l.turn_at, l.id;
+    IF limited THEN
+        GET DIAGNOSTICS n = ROW_COUNT;
+        PERFORM topic_took(lane, n, token, moment, expiry);
+    END IF;
 END $$;
-COMMENT ON FUNCTION lease_events(text, int, int, text) IS
-    'Leases up to max_events ready events of a topic (NULL: of any) for ttl_seconds and returns them with one lease token. Expired leases are leased again first. The attempt counts now, so an event whose worker dies every time ends in error after max_attempts.';
+COMMENT ON FUNCTION claim_{items}(text, int, int, text, uuid) IS
+    'Leases {items} of one topic under a given token. Internal: lease_{items}() checks the arguments and chooses the topic.';
 
-CREATE OR REPLACE FUNCTION end_events(ids bigint[], final_status text, reason text) RETURNS SETOF bigint
-LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-    WITH ended AS (
-        DELETE FROM events_queue_live WHERE id = ANY (ids) RETURNING *
-    ), done AS (
-        INSERT INTO events_queue_done (id, run_at, created_at, updated_at, priority, attempts, max_attempts, status, topic, payload, idempotency_key, leased_by)
-        SELECT id, run_at, created_at, clock_timestamp(), priority, attempts, max_attempts, 'done', topic, payload, idempotency_key, leased_by
-          FROM ended WHERE final_status = 'done'
-    ), error AS (
-        INSERT INTO events_queue_error (id, run_at, created_at, updated_at, priority, attempts, max_attempts, status, topic, payload, idempotency_key, leased_by, last_error)
-        SELECT id, run_at, created_at, clock_timestamp(), priority, attempts, max_attempts, 'error', topic, payload, idempotency_key, leased_by, reason
-          FROM ended WHERE final_status = 'error'
-    )
-    SELECT id FROM ended
-$$;
-COMMENT ON FUNCTION end_events(bigint[], text, text) IS
-    'Moves events that the caller has locked to done or error. Internal: ack_events() and fail_events() check the lease first.';
-
-CREATE OR REPLACE FUNCTION hold_events(ids bigint[], lease_token uuid, now timestamptz DEFAULT clock_timestamp())
-RETURNS TABLE (id bigint, topic text, payload jsonb, attempts int, max_attempts int)
-LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT AS $$
+CREATE OR REPLACE FUNCTION hold_{items}(ids bigint[], lease_token uuid, now timestamptz DEFAULT clock_timestamp())
+RETURNS TABLE (id bigint, {hold_returns}, attempts int, max_attempts int)
+LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 BEGIN
     PERFORM check_lease_arguments(ids, lease_token);
     RETURN QUERY
-    SELECT q.id, q.topic, q.payload, q.attempts, q.max_attempts FROM events_queue_live q
-     WHERE q.id = ANY (ids) AND q.status = 'leased' AND q.lease_token = hold_events.lease_token AND q.lease_expires_at >= hold_events.now
+    SELECT q.id, {hold_selects}, q.attempts, q.max_attempts::int FROM {queue}_live q
+     WHERE q.id = ANY (ids) AND q.status = '{leased}' AND q.lease_token = hold_{items}.lease_token AND q.lease_expires_at >= hold_{items}.now
      ORDER BY q.id FOR UPDATE;
 END $$;
-COMMENT ON FUNCTION hold_events(bigint[], uuid, timestamptz) IS
-    'The events among ids that this lease still holds, locked until the end of the transaction: nobody can take them over meanwhile, so an effect and its acknowledgement commit together or not at all.';
+COMMENT ON FUNCTION hold_{items}(bigint[], uuid, timestamptz) IS
+    'The {items} among ids that this lease still holds, locked until the end of the transaction: nobody can take them over meanwhile, so an effect and its acknowledgement commit together or not at all.';
 
-CREATE OR REPLACE FUNCTION ack_events(ids bigint[], lease_token uuid, now timestamptz DEFAULT clock_timestamp())
+CREATE OR REPLACE FUNCTION ack_{items}(ids bigint[], lease_token uuid, results jsonb[] DEFAULT NULL, now timestamptz DEFAULT clock_timestamp())
 RETURNS TABLE (id bigint, held boolean)
-LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT AS $$
-DECLARE
-    mine bigint[];
-BEGIN
-    SELECT coalesce(array_agg(h.id), '{}') INTO mine FROM hold_events(ids, lease_token, now) h;
-    PERFORM end_events(mine, 'done', NULL);
-    RETURN QUERY SELECT i, i = ANY (mine) FROM unnest(ids) AS i;
-END $$;
-COMMENT ON FUNCTION ack_events(bigint[], uuid, timestamptz) IS
-    'Completes events. held is false for each id whose lease has expired or belongs to somebody else: nothing was changed for it.';
-
-CREATE OR REPLACE FUNCTION fail_events(ids bigint[], lease_token uuid, error text, retryable boolean DEFAULT true, now timestamptz DEFAULT clock_timestamp())
-RETURNS TABLE (id bigint, held boolean, status text, run_at timestamptz)
-LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
+    moment    timestamptz := clock_timestamp();
     mine      bigint[];
-    again     bigint[];
+    followed  bigint[];
+    topics    text[];
+    keys      text[];
+    renewed   bigint[];
+    limited   text[];
+    named     bigint[];
+    named_topics text[];
+    names     text[];
+BEGIN
+    PERFORM check_lease_arguments(ids, lease_token);
+    IF results IS NOT NULL THEN
+        PERFORM require_valid(cardinality(results) = cardinality(ids), format('%s results for %s ids', cardinality(results), cardinality(ids)),
+            'Give one result per id; NULL for none.', 'array_subscript_error');
+        UPDATE {queue}_live q SET result = r.result FROM unnest(ids, results) AS r (id, result)
+         WHERE q.id = r.id AND q.status = '{leased}' AND q.lease_token = ack_{items}.lease_token AND q.lease_expires_at >= ack_{items}.now;
+    END IF;
+    WITH ended AS (
+        DELETE FROM {queue}_live q
+         WHERE q.id = ANY (ids) AND q.status = '{leased}' AND q.lease_token = ack_{items}.lease_token AND q.lease_expires_at >= ack_{items}.now
+           AND NOT q.again
+        RETURNING q.id, q.run_at, q.turn_at, q.created_at, q.priority, q.max_attempts, q.attempts, q.leased_by, q.topic, q.ordering_key,
+                  q.idempotency_key, q.result, q.watched, {own_columns}
+    ), unkept AS (
+        SELECT t.topic FROM event_topics t WHERE t.keep_done = '0'
+    ), kept AS (
+        INSERT INTO {queue}_done (id, run_at, turn_at, created_at, priority, max_attempts, updated_at, attempts, status, leased_by, topic,
+                                  ordering_key, idempotency_key, result, {columns})
+        SELECT e.id, e.run_at, e.turn_at, e.created_at, e.priority, e.max_attempts, moment, e.attempts, 'done', e.leased_by, e.topic,
+               e.ordering_key, e.idempotency_key, e.result, {ended_columns}
+          FROM ended e WHERE e.topic NOT IN (SELECT u.topic FROM unkept u)
+    ), counted AS (
+        INSERT INTO event_tally (topic, status, ct, at)
+        SELECT e.topic, CASE WHEN e.topic IN (SELECT u.topic FROM unkept u) THEN 'gone' ELSE 'done' END, count(*), moment FROM ended e GROUP BY e.topic
+    )
+    SELECT array_agg(e.id), array_agg(e.id) FILTER (WHERE e.watched), array_agg(e.topic) FILTER (WHERE e.watched),
+           array_agg(e.ordering_key) FILTER (WHERE e.watched), array_agg(e.id) FILTER (WHERE e.idempotency_key IS NOT NULL),
+           array_agg(e.topic) FILTER (WHERE e.idempotency_key IS NOT NULL), array_agg(e.idempotency_key) FILTER (WHERE e.idempotency_key IS NOT NULL)
+      INTO mine, followed, topics, keys, named, named_topics, names FROM ended e;
+    IF named IS NOT NULL THEN
+        DELETE FROM event_keys k USING unnest(named, named_topics, names) AS n (id, topic, name), event_topics t
+         WHERE t.topic = n.topic AND t.keep_done = '0' AND k.topic = n.topic AND k.idempotency_key = n.name AND k.event_id = n.id;
+    END IF;
+    IF cardinality(mine) = cardinality(ids) IS NOT TRUE THEN
+        -- What was enqueued anew while it was leased is done, and waits again.
+        WITH put_back AS (
+            UPDATE {queue}_live q
+               SET status = 'queued', lease_token = NULL, lease_expires_at = NULL, attempts = 0, again = false, updated_at = moment,
+                   turn_at = moment + q.priority * interval '30 seconds'
+             WHERE q.id = ANY (ids) AND q.status = '{leased}' AND q.lease_token = ack_{items}.lease_token AND q.lease_expires_at >= ack_{items}.now
+            RETURNING q.id, q.topic, q.watched
+        )
+        SELECT array_agg(p.id), array_agg(p.topic) FILTER (WHERE p.watched) INTO renewed, limited FROM put_back p;
+        PERFORM free_slots(lease_token, limited);
+        mine := mine || renewed;
+    END IF;
+    IF followed IS NOT NULL THEN
+        PERFORM free_slots(lease_token, topics);
+        PERFORM follow_events(followed, topics, keys);
+    END IF;
+    IF random() < 0.02 THEN
+        PERFORM fold_tally();
+    END IF;
+    IF cardinality(mine) = cardinality(ids) THEN
+        RETURN QUERY SELECT i, true FROM unnest(ids) AS i;
+    ELSE
+        RETURN QUERY SELECT i, i IN (SELECT m FROM unnest(mine) AS m) FROM unnest(ids) AS i;
+    END IF;
+END $$;
+COMMENT ON FUNCTION ack_{items}(bigint[], uuid, jsonb[], timestamptz) IS
+    'Completes {items}, and keeps a result for each if given. held is false for each id whose lease has expired or belongs to somebody else: nothing was changed for it.';
+
+CREATE OR REPLACE FUNCTION bury_{items}(ids bigint[], reason text) RETURNS SETOF bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+DECLARE
+    renewed bigint[];
+    buried bigint[];
+    topics text[];
+    keys   text[];
+    tokens uuid[];
+BEGIN
+    -- What was enqueued anew while it was leased waits again instead: the newer request has not failed.
+    WITH put_back AS (
+        UPDATE {queue}_live q
+           SET status = 'queued', lease_token = NULL, lease_expires_at = NULL, attempts = 0, again = false, last_error = left(bury_{items}.reason, 2000),
+               updated_at = clock_timestamp(), turn_at = clock_timestamp() + q.priority * interval '30 seconds'
+         WHERE q.id = ANY (ids) AND q.again
+        RETURNING q.id
+    )
+    SELECT coalesce(array_agg(p.id), '{}') INTO renewed FROM put_back p;
+    WITH ended AS (
+        DELETE FROM {queue}_live q WHERE q.id = ANY (ids) AND NOT q.id = ANY (renewed) RETURNING q.*
+    ), kept AS (
+        INSERT INTO {queue}_error (id, run_at, turn_at, created_at, priority, max_attempts, updated_at, attempts, status, leased_by, topic,
+                                   ordering_key, idempotency_key, last_error, {columns})
+        SELECT e.id, e.run_at, e.turn_at, e.created_at, e.priority, e.max_attempts, clock_timestamp(), e.attempts, 'error', e.leased_by, e.topic,
+               e.ordering_key, e.idempotency_key, left(bury_{items}.reason, 2000), {ended_columns}
+          FROM ended e
+    ), counted AS (
+        INSERT INTO event_tally (topic, status, ct, at) SELECT e.topic, 'error', count(*), clock_timestamp() FROM ended e GROUP BY e.topic
+    )
+    SELECT array_agg(e.id), array_agg(e.topic) FILTER (WHERE e.watched), array_agg(e.ordering_key) FILTER (WHERE e.watched),
+           array_agg(e.lease_token) FILTER (WHERE e.watched)
+      INTO buried, topics, keys, tokens FROM ended e;
+    PERFORM free_slots(w.token, array_agg(w.topic)) FROM unnest(tokens, topics) AS w (token, topic) WHERE w.token IS NOT NULL GROUP BY w.token;
+    PERFORM follow_events('{}', topics, keys);
+    RETURN QUERY SELECT unnest(buried);
+END $$;
+COMMENT ON FUNCTION bury_{items}(bigint[], text) IS 'Moves waiting or leased {items} to error. Internal: who calls it has locked them or is allowed to.';
+
+CREATE OR REPLACE FUNCTION fail_{items}(ids bigint[], lease_token uuid, error text, retryable boolean DEFAULT true, now timestamptz DEFAULT clock_timestamp())
+RETURNS TABLE (id bigint, held boolean, status text, run_at timestamptz)
+LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    tried     bigint[];
     exhausted bigint[];
-    reason    text := left(coalesce(nullif(fail_events.error, ''), 'no reason given'), 2000);
+    buried    bigint[];
+    limited   text[];
+    reason    text := left(coalesce(nullif(fail_{items}.error, ''), 'no reason given'), 2000);
 BEGIN
     PERFORM require_argument(retryable, 'retryable');
     SELECT coalesce(array_agg(h.id) FILTER (WHERE retryable AND h.attempts < h.max_attempts), '{}'),
            coalesce(array_agg(h.id) FILTER (WHERE NOT retryable OR h.attempts >= h.max_attempts), '{}')
-      INTO again, exhausted FROM hold_events(ids, lease_token, now) h;
-    PERFORM end_events(exhausted, 'error', reason);
+      INTO tried, exhausted FROM hold_{items}(ids, lease_token, now) h;
+    SELECT coalesce(array_agg(b), '{}') INTO buried FROM bury_{items}(exhausted, reason) AS b;
     RETURN QUERY
-    WITH retried AS (
-        UPDATE events_queue_live q
+    WITH due AS MATERIALIZED (
+        SELECT q.id, clock_timestamp() + queue_retry_delay(q.attempts, random(), t.retry_base, t.retry_factor, t.retry_cap, t.retry_jitter) AS run_at
+          FROM {queue}_live q LEFT JOIN event_topics t ON t.topic = q.topic WHERE q.id = ANY (tried)
+    ), retried AS (
+        UPDATE {queue}_live q
            SET status = 'queued', lease_token = NULL, lease_expires_at = NULL, last_error = reason, updated_at = clock_timestamp(),
-               run_at = clock_timestamp() + queue_retry_delay(q.attempts, random())
-         WHERE q.id = ANY (again)
+               run_at = d.run_at, deferred = true
+          FROM due d WHERE q.id = d.id
         RETURNING q.id, q.run_at
     )
-    SELECT i, i = ANY (again || exhausted), CASE WHEN i = ANY (again) THEN 'queued' WHEN i = ANY (exhausted) THEN 'error' END, r.run_at
+    SELECT i, i = ANY (tried || exhausted), CASE WHEN i = ANY (buried) THEN 'error' WHEN i = ANY (tried || exhausted) THEN 'queued' END, r.run_at
       FROM unnest(ids) AS i LEFT JOIN retried r ON r.id = i;
+    SELECT array_agg(q.topic) INTO limited FROM {queue}_live q WHERE q.id = ANY (tried) AND q.watched;
+    PERFORM free_slots(fail_{items}.lease_token, limited);
 END $$;
-COMMENT ON FUNCTION fail_events(bigint[], uuid, text, boolean, timestamptz) IS
-    'Records a failure. A retryable one goes back to queued after queue_retry_delay(), until attempts are used up; then, and at once if not retryable, it ends in error. held is false for each id whose lease was lost: nothing was changed for it.';
+COMMENT ON FUNCTION fail_{items}(bigint[], uuid, text, boolean, timestamptz) IS
+    'Records a failure. A retryable one goes back to queued after the retry delay of its topic, until attempts are used up; then, and at once if not retryable, it ends in error. held is false for each id whose lease was lost: nothing was changed for it.';
 
-CREATE OR REPLACE FUNCTION extend_events(ids bigint[], lease_token uuid, ttl_seconds int DEFAULT 60, now timestamptz DEFAULT clock_timestamp())
+CREATE OR REPLACE FUNCTION extend_{items}(ids bigint[], lease_token uuid, ttl_seconds int DEFAULT 60, now timestamptz DEFAULT clock_timestamp())
 RETURNS TABLE (id bigint, held boolean, lease_expires_at timestamptz)
-LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    mine bigint[];
+    mine   bigint[];
+    expiry timestamptz := clock_timestamp() + make_interval(secs => ttl_seconds);
 BEGIN
     PERFORM check_ttl(ttl_seconds);
-    SELECT coalesce(array_agg(h.id), '{}') INTO mine FROM hold_events(ids, lease_token, now) h;
+    SELECT coalesce(array_agg(h.id), '{}') INTO mine FROM hold_{items}(ids, lease_token, now) h;
+    UPDATE topic_slots s SET expires_at = greatest(s.expires_at, expiry) WHERE s.lease_token = extend_{items}.lease_token AND mine <> '{}';
     RETURN QUERY
     WITH extended AS (
-        UPDATE events_queue_live q SET lease_expires_at = greatest(q.lease_expires_at, clock_timestamp() + make_interval(secs => ttl_seconds))
-         WHERE q.id = ANY (mine) RETURNING q.id, q.lease_expires_at
+        UPDATE {queue}_live q SET lease_expires_at = greatest(q.lease_expires_at, expiry) WHERE q.id = ANY (mine) RETURNING q.id, q.lease_expires_at
     )
     SELECT i, e.id IS NOT NULL, e.lease_expires_at FROM unnest(ids) AS i LEFT JOIN extended e ON e.id = i;
 END $$;
-COMMENT ON FUNCTION extend_events(bigint[], uuid, int, timestamptz) IS
+COMMENT ON FUNCTION extend_{items}(bigint[], uuid, int, timestamptz) IS
     'Lengthens leases that are still held to ttl_seconds from now. held is false for each id whose lease was lost.';
 
-CREATE OR REPLACE FUNCTION release_events(ids bigint[], lease_token uuid, now timestamptz DEFAULT clock_timestamp())
+CREATE OR REPLACE FUNCTION release_{items}(ids bigint[], lease_token uuid, now timestamptz DEFAULT clock_timestamp())
 RETURNS TABLE (id bigint, held boolean)
-LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    mine bigint[];
+    mine    bigint[];
+    limited text[];
 BEGIN
-    SELECT coalesce(array_agg(h.id), '{}') INTO mine FROM hold_events(ids, lease_token, now) h;
-    UPDATE events_queue_live q
-       SET status = 'queued', lease_token = NULL, lease_expires_at = NULL, attempts = q.attempts - 1, updated_at = clock_timestamp()
-     WHERE q.id = ANY (mine);
+    SELECT coalesce(array_agg(h.id), '{}') INTO mine FROM hold_{items}(ids, lease_token, now) h;
+    WITH released AS (
+        UPDATE {queue}_live q
+           SET status = 'queued', lease_token = NULL, lease_expires_at = NULL, attempts = q.attempts - 1, updated_at = clock_timestamp()
+         WHERE q.id = ANY (mine)
+        RETURNING q.topic, q.watched
+    )
+    SELECT array_agg(r.topic) INTO limited FROM released r WHERE r.watched;
+    PERFORM free_slots(release_{items}.lease_token, limited);
     RETURN QUERY SELECT i, i = ANY (mine) FROM unnest(ids) AS i;
 END $$;
-COMMENT ON FUNCTION release_events(bigint[], uuid, timestamptz) IS
-    'Gives leased events back untouched; the attempt does not count. Used by a worker that shuts down.';
+COMMENT ON FUNCTION release_{items}(bigint[], uuid, timestamptz) IS
+    'Gives leased {items} back untouched; the attempt does not count. Used by a worker that shuts down.';
 
-CREATE OR REPLACE FUNCTION requeue_events(ids bigint[])
+CREATE OR REPLACE FUNCTION requeue_{items}(ids bigint[])
 RETURNS TABLE (id bigint, requeued boolean, status text)
 LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
 DECLARE
-    moved bigint[];
-    freed bigint[];
+    moved  bigint[];
+    topics text[];
+    keys   text[];
+    freed  bigint[];
 BEGIN
-    PERFORM require_argument(ids, 'ids');
+    PERFORM check_ids(ids);
+    PERFORM lock_keys(k.topic, k.keys)
+       FROM (SELECT e.topic, array_agg(e.ordering_key) AS keys FROM {queue}_error e WHERE e.id = ANY (ids) AND e.ordering_key IS NOT NULL GROUP BY e.topic ORDER BY e.topic) k;
     WITH failed AS (
-        DELETE FROM events_queue_error q WHERE q.id = ANY (ids) RETURNING q.*
+        DELETE FROM {queue}_error q WHERE q.id = ANY (ids) RETURNING q.*
     ), requeued AS (
-        INSERT INTO events_queue_live (id, created_at, priority, max_attempts, topic, payload, idempotency_key, last_error)
-        SELECT f.id, f.created_at, f.priority, f.max_attempts, f.topic, f.payload, f.idempotency_key, f.last_error FROM failed f RETURNING id
+        -- One of an ordering key gets in line behind those that run now; its id puts it before those that wait.
+        INSERT INTO {queue}_live (id, created_at, priority, max_attempts, waits, deferred, watched, topic, ordering_key, idempotency_key, last_error, {columns})
+        SELECT e.id, e.created_at, e.priority, e.max_attempts, w.ct, w.ct > 0, e.ordering_key IS NOT NULL,
+               e.topic, e.ordering_key, e.idempotency_key, e.last_error, {ended_columns}
+          FROM failed e, LATERAL (
+                SELECT CASE WHEN e.ordering_key IS NOT NULL THEN 1 ELSE count(*) END AS ct FROM event_parents p WHERE p.child_id = e.id) w
+    ), counted AS (
+        INSERT INTO event_tally (topic, status, ct) SELECT e.topic, 'error', -count(*) FROM failed e GROUP BY e.topic
     )
-    SELECT coalesce(array_agg(r.id), '{}') INTO moved FROM requeued r;
+    SELECT coalesce(array_agg(e.id), '{}'), array_agg(e.topic) FILTER (WHERE e.ordering_key IS NOT NULL),
+           array_agg(e.ordering_key) FILTER (WHERE e.ordering_key IS NOT NULL)
+      INTO moved, topics, keys FROM failed e;
+    PERFORM watch_parents(moved);
+    PERFORM follow_events('{}', topics, keys);
     WITH stuck AS MATERIALIZED (
-        SELECT q.id FROM events_queue_live q
-         WHERE q.id = ANY (ids) AND q.status = 'leased' AND q.lease_expires_at < clock_timestamp() ORDER BY q.id FOR UPDATE
+        SELECT q.id FROM {queue}_live q
+         WHERE q.id = ANY (ids) AND q.status = '{leased}' AND q.lease_expires_at < clock_timestamp() ORDER BY q.id FOR UPDATE
     ), requeued AS (
-        UPDATE events_queue_live q SET status = 'queued', lease_token = NULL, lease_expires_at = NULL, updated_at = clock_timestamp()
+        UPDATE {queue}_live q SET status = 'queued', lease_token = NULL, lease_expires_at = NULL, updated_at = clock_timestamp()
           FROM stuck s WHERE q.id = s.id RETURNING q.id
     )
     SELECT coalesce(array_agg(r.id), '{}') INTO freed FROM requeued r;
-    IF cardinality(moved || freed) > 0 THEN
-        INSERT INTO audit_log (action, subject, detail) VALUES ('requeue_events', 'events_queue', jsonb_build_object('ids', moved || freed));
-        PERFORM wake_workers('events');
+    IF moved || freed <> '{}' THEN
+        INSERT INTO audit_log (action, subject, detail) VALUES ('requeue_{items}', '{queue}', jsonb_build_object('ids', moved || freed));
+        PERFORM wake_workers('{wakes}');
     END IF;
-    RETURN QUERY
-    SELECT i, i = ANY (moved || freed), q.status FROM unnest(ids) AS i LEFT JOIN events_queue q ON q.id = i;
+    RETURN QUERY SELECT i, i = ANY (moved || freed), q.status FROM unnest(ids) AS i LEFT JOIN {queue} q ON q.id = i;
 END $$;
-COMMENT ON FUNCTION requeue_events(bigint[]) IS
-    'Puts events that ended in error, or whose lease has expired, back to queued; failed ones start with all their attempts. Others are left as they are. Written to audit_log.';
+COMMENT ON FUNCTION requeue_{items}(bigint[]) IS
+    'Puts {items} that ended in error, or whose lease has expired, back to queued; failed ones start with all their attempts. Others are left as they are. Written to audit_log.';
 
-CREATE OR REPLACE FUNCTION run_handler(handler text, ids bigint[], payloads jsonb[])
-RETURNS TABLE (event_id bigint, error text, retryable boolean)
-LANGUAGE plpgsql ROWS 10 SET search_path FROM CURRENT AS $$
-DECLARE
-    n        int;
-    failures jsonb;
-BEGIN
-    IF cardinality(ids) > 0 IS NOT TRUE THEN
-        RETURN;
-    END IF;
-    BEGIN
-        -- Gathered before the first row is returned: rows of a call that fails half-way must not count.
-        EXECUTE format('SELECT jsonb_agg(f) FROM %s($1, $2) AS f', handler::regproc) INTO failures USING ids, payloads;
-        RETURN QUERY SELECT f.event_id, f.error, f.retryable
-                       FROM jsonb_to_recordset(failures) AS f (event_id bigint, error text, retryable boolean);
-        RETURN;
-    EXCEPTION WHEN OTHERS THEN
-        IF cardinality(ids) = 1 THEN
-            -- Wrong data stays wrong; anything else may go away.
-            event_id := ids[1]; error := format('%s (SQLSTATE %s)', SQLERRM, SQLSTATE); retryable := SQLSTATE NOT LIKE '22%';
-            RETURN NEXT;
-            RETURN;
-        END IF;
-    END;
-    -- Something in the batch failed and undid all of it: halve it until the culprit stands alone.
-    n := cardinality(ids) / 2;
-    RETURN QUERY SELECT * FROM run_handler(handler, ids[:n], payloads[:n]);
-    RETURN QUERY SELECT * FROM run_handler(handler, ids[n + 1:], payloads[n + 1:]);
-END $$;
-COMMENT ON FUNCTION run_handler(text, bigint[], jsonb[]) IS
-    'Calls a handler with a batch and returns the events that failed. If it raises an error, the batch is halved until the failing events stand alone; an error about data (SQLSTATE class 22) is permanent.';
-
-CREATE OR REPLACE FUNCTION process_events(ids bigint[], lease_token uuid)
-RETURNS TABLE (id bigint, held boolean, status text, error text)
-LANGUAGE plpgsql ROWS 100 SET search_path FROM CURRENT AS $$
+CREATE OR REPLACE FUNCTION cancel_{items}(ids bigint[], reason text DEFAULT NULL)
+RETURNS TABLE (id bigint, cancelled boolean, status text)
+LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
 DECLARE
-    moment   timestamptz := clock_timestamp();
-    batch    record;
-    failure  record;
-    outcome  jsonb := '{}';
-    handled  bigint[] := '{}';
-    failed   bigint[];
+    locked bigint[];
+    behind bigint[];
+    ended  bigint[];
 BEGIN
-    FOR batch IN
-        SELECT h.topic, t.handler, array_agg(h.id ORDER BY h.id) AS ids, array_agg(h.payload ORDER BY h.id) AS payloads
-          FROM hold_events(process_events.ids, process_events.lease_token, moment) h LEFT JOIN event_topics t ON t.topic = h.topic
-         GROUP BY h.topic, t.handler
-    LOOP
-        failed := '{}';
-        FOR failure IN
-            SELECT f.event_id, f.error, coalesce(f.retryable, true) AS retryable
-              FROM run_handler(batch.handler, batch.ids, batch.payloads) f WHERE batch.handler IS NOT NULL
-            UNION ALL
-            SELECT i, format('no handler for topic "%s"; known topics: %s', batch.topic,
-                             coalesce((SELECT string_agg(t.topic, ', ' ORDER BY t.topic) FROM event_topics t), 'none')), false
-              FROM unnest(batch.ids) AS i WHERE batch.handler IS NULL
-        LOOP
-            IF failure.event_id = ANY (batch.ids) AND NOT failure.event_id = ANY (failed) THEN
-                failed := failed || failure.event_id;
-                outcome := outcome || (SELECT jsonb_build_object(f.id, jsonb_build_object('status', f.status, 'error', failure.error))
-                    FROM fail_events(ARRAY[failure.event_id], process_events.lease_token, failure.error, failure.retryable, moment) f);
-            END IF;
-        END LOOP;
-        PERFORM ack_events(ARRAY(SELECT i FROM unnest(batch.ids) AS i WHERE NOT i = ANY (failed)), process_events.lease_token, moment);
-        handled := handled || batch.ids;
-    END LOOP;
-    RETURN QUERY
-    SELECT i, i = ANY (handled), CASE WHEN i = ANY (handled) THEN coalesce(outcome #>> ARRAY[i::text, 'status'], 'done') END, outcome #>> ARRAY[i::text, 'error']
-      FROM unnest(process_events.ids) AS i;
+    PERFORM check_ids(ids);
+    -- Rows first and their ordering keys next, as an acknowledgement does; those that wait for their turn only after that, as
+    -- whoever lets them pass holds the key already.
+    SELECT coalesce(array_agg(l.id), '{}') INTO locked
+      FROM (SELECT q.id FROM {queue}_live q WHERE q.id = ANY (ids) AND (q.waits = 0 OR q.ordering_key IS NULL) ORDER BY q.id FOR UPDATE) l;
+    PERFORM lock_keys(k.topic, k.keys)
+       FROM (SELECT q.topic, array_agg(q.ordering_key) AS keys FROM {queue}_live q WHERE q.id = ANY (ids) AND q.ordering_key IS NOT NULL GROUP BY q.topic ORDER BY q.topic) k;
+    SELECT coalesce(array_agg(l.id), '{}') INTO behind
+      FROM (SELECT q.id FROM {queue}_live q WHERE q.id = ANY (ids) AND q.ordering_key IS NOT NULL ORDER BY q.id FOR UPDATE SKIP LOCKED) l;
+    UPDATE {queue}_live q SET again = false WHERE q.id = ANY (locked || behind) AND q.again;
+    SELECT coalesce(array_agg(b), '{}') INTO ended
+      FROM bury_{items}(locked || behind, concat_ws(': ', 'cancelled by ' || session_user, cancel_{items}.reason)) AS b;
+    IF ended <> '{}' THEN
+        INSERT INTO audit_log (action, subject, detail) VALUES ('cancel_{items}', '{queue}', jsonb_build_object('ids', ended, 'reason', cancel_{items}.reason));
+    END IF;
+    RETURN QUERY SELECT i, i = ANY (ended), q.status FROM unnest(ids) AS i LEFT JOIN {queue} q ON q.id = i;
 END $$;
-COMMENT ON FUNCTION process_events(bigint[], uuid) IS
-    'Does the work of leased events: locks those still held, calls the handler of each topic with its batch, and acks or fails each event in the same transaction, so every effect inside the database happens exactly once. An event of an unregistered topic ends in error, which names the known topics.';
+COMMENT ON FUNCTION cancel_{items}(bigint[], text) IS
+    'Ends waiting or leased {items} in error; whoever holds a lease on one loses it. One whose work is about to commit is waited for, and then is done. Written to audit_log.';
 
-CREATE OR REPLACE FUNCTION tally_events() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-BEGIN
-    IF TG_OP = 'TRUNCATE' THEN
-        DELETE FROM event_tally WHERE 'events_queue_' || status = TG_TABLE_NAME OR TG_TABLE_NAME = 'events_queue';
-        RETURN NULL;
-    END IF;
-    IF TG_OP IN ('INSERT', 'UPDATE') THEN
-        INSERT INTO event_tally (topic, status, ct, at)
-        SELECT topic, status, count(*), max(updated_at) FROM arrived WHERE status IN ('done', 'error') GROUP BY topic, status;
-    END IF;
-    IF TG_OP IN ('DELETE', 'UPDATE') THEN
-        INSERT INTO event_tally (topic, status, ct, at)
-        SELECT topic, status, -count(*), max(updated_at) FROM left_behind WHERE status IN ('done', 'error') GROUP BY topic, status;
-    END IF;
-    IF random() < 0.02 THEN
-        WITH folded AS (
-            DELETE FROM event_tally WHERE ctid = ANY (ARRAY(SELECT ctid FROM event_tally FOR UPDATE SKIP LOCKED)) RETURNING *
-        )
-        INSERT INTO event_tally (topic, status, ct, at) SELECT topic, status, sum(ct), max(at) FROM folded GROUP BY topic, status;
-    END IF;
-    RETURN NULL;
-END $$;
-COMMENT ON FUNCTION tally_events() IS 'Trigger: counts events that arrive in or leave done and error, whoever moves them, and folds the counts together now and then.';
-
-DO $$
+CREATE OR REPLACE FUNCTION discard_{items}(ids bigint[], reason text DEFAULT NULL)
+RETURNS TABLE (id bigint, discarded boolean)
+LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT AS $$
+#variable_conflict use_column
 DECLARE
-    table_name text;
+    gone bigint[];
 BEGIN
-    FOREACH table_name IN ARRAY ARRAY['events_queue', 'events_queue_done', 'events_queue_error'] LOOP
-        EXECUTE format('CREATE OR REPLACE TRIGGER tally_insert AFTER INSERT ON %I REFERENCING NEW TABLE AS arrived FOR EACH STATEMENT EXECUTE FUNCTION tally_events()', table_name);
-        EXECUTE format('CREATE OR REPLACE TRIGGER tally_delete AFTER DELETE ON %I REFERENCING OLD TABLE AS left_behind FOR EACH STATEMENT EXECUTE FUNCTION tally_events()', table_name);
-        EXECUTE format('CREATE OR REPLACE TRIGGER tally_update AFTER UPDATE ON %I REFERENCING OLD TABLE AS left_behind NEW TABLE AS arrived FOR EACH STATEMENT EXECUTE FUNCTION tally_events()', table_name);
-        EXECUTE format('CREATE OR REPLACE TRIGGER tally_truncate AFTER TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION tally_events()', table_name);
-    END LOOP;
+    PERFORM check_ids(ids);
+    WITH dropped AS (
+        DELETE FROM {queue}_error q WHERE q.id = ANY (ids) RETURNING q.id, q.topic, q.idempotency_key
+    ), unnamed AS (
+        DELETE FROM event_keys k USING dropped d WHERE k.topic = d.topic AND k.idempotency_key = d.idempotency_key AND k.event_id = d.id
+    ), counted AS (
+        INSERT INTO event_tally (topic, status, ct) SELECT d.topic, 'error', -count(*) FROM dropped d GROUP BY d.topic
+    )
+    SELECT coalesce(array_agg(d.id), '{}') INTO gone FROM dropped d;
+    IF gone <> '{}' THEN
+        PERFORM orphan_events(gone);
+        INSERT INTO audit_log (action, subject, detail) VALUES ('discard_{items}', '{queue}', jsonb_build_object('ids', gone, 'reason', discard_{items}.reason));
+    END IF;
+    RETURN QUERY SELECT i, i = ANY (gone) FROM unnest(ids) AS i;
 END $$;
+COMMENT ON FUNCTION discard_{items}(bigint[], text) IS
+    'Deletes {items} that ended in error. Events that wait for one of them end in error. Written to audit_log.';
+
+CREATE OR REPLACE FUNCTION expire_{items}(max_items int DEFAULT 10000, now timestamptz DEFAULT clock_timestamp()) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    rules   record;
+    n       bigint;
+    expired bigint := 0;
+BEGIN
+    PERFORM require_valid(max_items BETWEEN 1 AND 1000000, format('max_items %s is out of range', max_items), 'Delete 1 to 1000000 at a time.');
+    FOR rules IN SELECT t.topic, expire_{items}.now - t.keep_done AS done_before, expire_{items}.now - t.keep_error AS failed_before FROM event_topics t ORDER BY t.topic LOOP
+        EXIT WHEN expired >= max_items;
+        WITH old AS (
+            DELETE FROM {queue}_done q WHERE q.ctid = ANY (ARRAY(
+                SELECT d.ctid FROM {queue}_done d WHERE d.topic = rules.topic AND d.updated_at < rules.done_before
+                 LIMIT max_items - expired FOR UPDATE SKIP LOCKED))
+            RETURNING q.id, q.topic, q.status, q.idempotency_key
+        ), unnamed AS (
+            DELETE FROM event_keys k USING old o WHERE k.topic = o.topic AND k.idempotency_key = o.idempotency_key AND k.event_id = o.id
+        ), counted AS (
+            INSERT INTO event_tally (topic, status, ct) SELECT o.topic, o.status, -count(*) FROM old o GROUP BY o.topic, o.status
+        )
+        SELECT count(*) INTO n FROM old;
+        expired := expired + n;
+        CONTINUE WHEN expired >= max_items;
+        WITH old AS (
+            DELETE FROM {queue}_error q WHERE q.id = ANY (ARRAY(
+                SELECT d.id FROM {queue}_error d WHERE d.topic = rules.topic AND d.updated_at < rules.failed_before
+                 ORDER BY d.updated_at LIMIT max_items - expired FOR UPDATE SKIP LOCKED))
+            RETURNING q.id, q.topic, q.status, q.idempotency_key
+        ), unnamed AS (
+            DELETE FROM event_keys k USING old o WHERE k.topic = o.topic AND k.idempotency_key = o.idempotency_key AND k.event_id = o.id
+        ), counted AS (
+            INSERT INTO event_tally (topic, status, ct) SELECT o.topic, o.status, -count(*) FROM old o GROUP BY o.topic, o.status
+        ), freed AS (
+            SELECT orphan_events(array_agg(o.id)) FROM old o HAVING count(*) > 0
+        )
+        SELECT count(*) INTO n FROM old LEFT JOIN freed ON true;
+        expired := expired + n;
+    END LOOP;
+    RETURN expired;
+END $$;
+COMMENT ON FUNCTION expire_{items}(int, timestamptz) IS
+    'Deletes up to max_items ended {items} that are older than their topic keeps them, with their keys, and returns how many. Call it again until it returns less; workers do.';

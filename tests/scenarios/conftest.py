@@ -83,7 +83,7 @@ def drop_database(cluster, name):
 @pytest.fixture(scope="session")
 def cluster():
     """The test server, started by the runner."""
-    return Cluster(major=MAJOR, name=f"test{MAJOR}")
+    return Cluster(major=MAJOR, name=os.environ.get("PGSTEWARD_TEST_CLUSTER", f"test{MAJOR}"))
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +115,7 @@ def empty_db(cluster):
 @pytest.fixture
 def own_cluster():
     """A server of the test's own, to be crashed and restarted."""
-    cluster = Cluster(major=MAJOR, name=f"own{MAJOR}")
+    cluster = Cluster(major=MAJOR, name=f"own-{os.environ.get('PGSTEWARD_TEST_CLUSTER', MAJOR)}")
     cluster.destroy()
     cluster.start()
     yield cluster

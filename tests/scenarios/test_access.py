@@ -11,7 +11,8 @@ OURS = """SELECT p.oid, p.oid::regprocedure::text AS name, p.proconfig, p.prosec
           WHERE p.pronamespace = 'public'::regnamespace AND (e.extname = 'pgsteward' OR e.oid IS NULL)"""
 
 # Rust functions that look nothing up by name.
-PURE = {"queue_retry_delay(integer,double precision)", "steward_catalogue_expected()", "steward_files()", "steward_version()",
+PURE = {"discovery_gap_level(bigint)", "discovery_gap_severity(text,bigint)", "queue_head(text,text)", "queue_passed(text,text,timestamp with time zone)",
+        "queue_retry_delay(integer,double precision,interval,double precision,interval,double precision)", "steward_catalogue_expected()", "steward_files()", "steward_version()",
         "trust_formula(text[],double precision[],double precision[])", "trust_role_multiplier(text)"}
 
 
@@ -53,7 +54,8 @@ def test_everything_a_dba_sees_has_a_comment(db):
 
 def test_row_security_is_on_for_user_data(db):
     tables = {row.relname for row in db.run("SELECT relname FROM pg_class WHERE relrowsecurity AND relnamespace = 'public'::regnamespace")}
-    assert {"scenes", "memberships", "alliances", "events_queue", "events_queue_live", "events_queue_done", "events_queue_error", "event_keys"} <= tables
+    assert {"scenes", "memberships", "alliances", "events_queue", "events_queue_live", "events_queue_done", "events_queue_error", "event_keys",
+            "marketplace_discovery_queue", "marketplace_discovery_queue_live", "user_interests", "marketplace_listings"} <= tables
 
 
 def test_a_stranger_can_do_nothing(roles):

@@ -15,6 +15,7 @@ POOL = {
     "timestamptz": ["NULL", "now()", "'infinity'", "'-infinity'", "'4713-01-01 BC'", "'294276-12-31'", "'2026-02-29'::text::timestamptz"],
     "jsonb": ["NULL", "'{}'", "'[]'", "'null'", "'\"x\"'", "'1e400'", "'{\"n\": {\"n\": [1, null, \"🦀\"]}}'", "(repeat('[', 5000) || repeat(']', 5000))::jsonb"],
     "regproc": ["NULL", "'now'", "'pg_catalog.sin'", "0", "4294967295"],
+    "event_topics": ["NULL", "(SELECT t FROM event_topics t LIMIT 1)"],
     "anyelement": ["NULL::int", "1", "'x'::text"],
 }
 FUNCTIONS = """SELECT p.proname AS name, p.proretset AS set, ARRAY(SELECT t.typname FROM unnest(p.proargtypes) WITH ORDINALITY a(oid, n) JOIN pg_type t ON t.oid = a.oid ORDER BY n) AS types
@@ -31,7 +32,7 @@ def argument(choose, kind):
             return f"NULL::{element}[]"
         return f"ARRAY[{', '.join(choose.choice(POOL[element]) for _ in range(size))}]::{element}[]"
     value = choose.choice(POOL[kind])
-    return value if kind == "anyelement" else f"{value}::{kind}"
+    return value if kind in ("anyelement", "event_topics") else f"{value}::{kind}"
 
 
 def test_no_argument_reaches_a_bug(db):

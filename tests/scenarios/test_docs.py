@@ -8,6 +8,7 @@ A ```text block directly after a ```sql block is what psql prints.
 """
 
 import json
+import os
 import re
 import subprocess
 from dataclasses import dataclass, field
@@ -174,7 +175,7 @@ def test_every_setting_of_the_worker_is_documented(pgsteward):
 
 def has_pg_cron():
     """Whether the server of these tests brings pg_cron."""
-    pg_config = Cluster(major=MAJOR, name=f"test{MAJOR}").pg_config
+    pg_config = Cluster(major=MAJOR, name=os.environ.get("PGSTEWARD_TEST_CLUSTER", f"test{MAJOR}")).pg_config
     folder = subprocess.run([pg_config, "--sharedir"], capture_output=True, text=True, check=True).stdout.strip()
     return (Path(folder) / "extension/pg_cron.control").exists()
 

@@ -6,8 +6,10 @@ import subprocess
 import pytest
 from conftest import ROOT, create_database, in_parallel, refused
 
+TEMPLATE = "functions/queue.sql"  # made once for each queue
 FILES = sorted(
-    [str(p.relative_to(ROOT / "sql")) for p in (ROOT / "sql").rglob("*.sql")]
+    [str(p.relative_to(ROOT / "sql")) for p in (ROOT / "sql").rglob("*.sql") if not str(p).endswith(TEMPLATE)]
+    + [f"{TEMPLATE} ({queue})" for queue in ("events_queue", "marketplace_discovery_queue")]
     + [str(p.relative_to(ROOT)) for p in (ROOT / "views").glob("*.sql")])
 
 
@@ -251,3 +253,32 @@ def test_upgraded_files_reach_the_database(db):
     db.run("SELECT * FROM steward_migrate()")
     assert db.one("SELECT steward_user()") is None
     assert db.run("SELECT * FROM steward_schema_validate()") == []
+
+
+def test_events_of_the_first_layout_are_kept(empty_db):
+    """From the schema before migration 0005, with events in every state, to the present one."""
+    with empty_db.connect() as connection:
+        connection.execute("CREATE EXTENSION pgsteward")
+        for name in ("0001_schema", "0002_queue", "0003_trust"):
+            connection.execute(connection.execute("SELECT body FROM steward_files() WHERE name = %s", (f"migrations/{name}.sql",)).fetchone()[0])
+            connection.execute("""INSERT INTO schema_migrations (name, kind, checksum, version, duration_ms)
+                                  SELECT name, kind, checksum, '0.1.0', 0 FROM steward_files() WHERE name = %s""", (f"migrations/{name}.sql",))
+        connection.execute("INSERT INTO event_topics (topic, handler, max_attempts) VALUES ('known', 'public.handle', 7)")
+        connection.execute("""INSERT INTO events_queue (topic, status, priority, run_at, attempts, lease_token, lease_expires_at, idempotency_key, payload, last_error)
+            VALUES ('known', 'queued', 5, now() - interval '1 hour', 0, NULL, NULL, 'a', '{"n": 1}', NULL), ('known', 'queued', 0, now() + interval '1 day', 2, NULL, NULL, NULL, '{}', 'x'),
+                   ('other', 'leased', 0, now(), 1, '00000000-0000-0000-0000-000000000001', now() + interval '1 hour', NULL, '{}', NULL),
+                   ('known', 'done', 0, now(), 1, NULL, NULL, 'b', '{}', NULL), ('known', 'error', 0, now(), 5, NULL, NULL, NULL, '{}', 'broken')""")
+        connection.execute("INSERT INTO event_keys (topic, idempotency_key, event_id) SELECT topic, idempotency_key, id FROM events_queue WHERE idempotency_key IS NOT NULL")
+        connection.execute("INSERT INTO event_tally (topic, status, ct) VALUES ('known', 'done', 1), ('known', 'error', 1)")
+        before = connection.execute("SELECT id, topic, status, priority, run_at, attempts, lease_token, idempotency_key, payload, last_error FROM events_queue ORDER BY id").fetchall()
+        connection.execute("SELECT * FROM steward_migrate()")
+        after = connection.execute("SELECT id, topic, status, priority, run_at, attempts, lease_token, idempotency_key, payload, last_error FROM events_queue ORDER BY id").fetchall()
+        assert after == before
+        assert connection.execute("SELECT * FROM steward_schema_validate()").fetchall() == []
+        counted = {(row.topic, row.status): row.ct for row in connection.execute("SELECT * FROM vw_events_queue_health").fetchall()}
+        assert counted == {("known", "queued"): 2, ("other", "leased"): 1, ("known", "done"): 1, ("known", "error"): 1}
+        assert [row.id for row in connection.execute("SELECT id FROM lease_events('known')").fetchall()] == [before[0].id]
+        assert connection.execute("SELECT enqueue_event('known', idempotency_key => 'b')").fetchone()[0] == before[3].id
+        assert connection.execute("SELECT held FROM ack_events(%s, '00000000-0000-0000-0000-000000000001')", ([before[2].id],)).fetchone()[0]
+        assert connection.execute("SELECT enqueue_event('known')").fetchone()[0] > before[4].id
+        assert {row.topic: row.registered for row in connection.execute("SELECT topic, registered FROM event_topics WHERE topic IN ('known', 'other')").fetchall()} == {"known": True, "other": False}

@@ -14,7 +14,7 @@ fn steward_version() -> &'static str {
 #[pg_extern(immutable, parallel_safe)]
 fn steward_files() -> TableIterator<
     'static,
-    (name!(name, String), name!(kind, &'static str), name!(checksum, String), name!(body, &'static str)),
+    (name!(name, String), name!(kind, &'static str), name!(checksum, String), name!(body, String)),
 > {
     TableIterator::new(files::all().into_iter().map(|file| {
         let checksum = file.checksum();

@@ -16,7 +16,11 @@ BEGIN
                (SELECT count(*) FROM pg_policy p WHERE p.polrelid = ours), c.relrowsecurity, pg_total_relation_size(ours)
           INTO table_name, columns, indexes, constraints, triggers, policies, row_security, total_bytes
           FROM pg_class c WHERE c.oid = ours;
-        EXECUTE format('SELECT count(*) FROM %s', ours) INTO row_count;
+        -- A standby has no rows of what is not logged, and may not look.
+        row_count := 0;
+        IF NOT (pg_is_in_recovery() AND EXISTS (SELECT FROM pg_class c WHERE c.oid = ours AND c.relpersistence = 'u')) THEN
+            EXECUTE format('SELECT count(*) FROM %s', ours) INTO row_count;
+        END IF;
         RETURN NEXT;
     END LOOP;
 END $$;

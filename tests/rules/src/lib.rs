@@ -1,5 +1,7 @@
 //! The rules of the extension, compiled without PostgreSQL so that their tests need no server.
 
+#[path = "../../../extension/src/discovery/rules.rs"]
+pub mod discovery;
 #[path = "../../../extension/src/queue/rules.rs"]
 pub mod queue;
 #[path = "../../../extension/src/trust/rules.rs"]
