@@ -34,6 +34,13 @@ def venv(_options):
     return 0
 
 
+def pgbouncer(_options):
+    """Print the pgbouncer that the tests use."""
+    from devkit import pooler
+    print(pooler.provide())
+    return 0
+
+
 def check(options):
     """Print one line per need; exit status 1 when something cannot be provided."""
     from devkit import needs, servers
@@ -55,6 +62,8 @@ def main():
     verb.set_defaults(run=libclang)
     verb = verbs.add_parser("venv", help="Python with the packages of the tests; prints its path")
     verb.set_defaults(run=venv)
+    verb = verbs.add_parser("pgbouncer", help="the pooler of the tests; prints its path")
+    verb.set_defaults(run=pgbouncer)
     verb = verbs.add_parser("check", help="look at what is there and what is missing; changes nothing")
     verb.add_argument("majors", type=int, nargs="*", metavar="MAJOR")
     verb.set_defaults(run=check)

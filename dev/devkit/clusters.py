@@ -120,8 +120,8 @@ class Cluster:
 
     # -- verbs -----------------------------------------------------------------------------
 
-    def start(self, settings=None, preload=()):
-        """Create the cluster when it is missing, start it unless it runs, wait until it is ready."""
+    def start(self, settings=None, preload=(), standby_of=None):
+        """Create the cluster when it is missing, as a standby of another if one is given; start it unless it runs, wait until it is ready."""
         with locked(self.folder.name):
             self._state = self._load()
             before = copy.deepcopy(self._state)
@@ -134,7 +134,7 @@ class Cluster:
                 note(f"{self.folder.name} restarts, for its settings or its server changed")
                 processes.stop(self.data, signal.SIGINT)
             if not (self.data / "PG_VERSION").exists():
-                self._create()
+                self._create() if standby_of is None else self._copy(standby_of)
             try:
                 self._launch()
             except DevError:
@@ -156,6 +156,11 @@ class Cluster:
             processes.stop(self.data, signal.SIGQUIT if immediate else signal.SIGINT)
             self._launch()
         return self
+
+    def promote(self):
+        """Make a standby a primary, and wait until it is one."""
+        self._as_server_user([self.bindir / "pg_ctl", "promote", "--pgdata", self.data, "--wait", "--silent"],
+                             f"{self.folder.name} could not be promoted")
 
     def destroy(self):
         """Stop the server and remove everything that belongs to the cluster."""
@@ -278,6 +283,25 @@ class Cluster:
             secret.unlink()
         with open(partial / "postgresql.conf", "a", encoding="utf-8") as handle:
             handle.write("\ninclude 'pgsteward.conf'\n")
+        with open(partial / "pg_hba.conf", "a", encoding="utf-8") as handle:
+            handle.write("\nhost all all 127.0.0.0/8 scram-sha-256\n")  # clients may come from any loopback address
+        self._save()
+        partial.rename(self.data)
+
+    def _copy(self, primary):
+        """Take a base backup of a running cluster, with its settings, that follows it; its name there is the name of this cluster."""
+        self.folder.mkdir(exist_ok=True)
+        self._state |= {"password": primary.password, "preload": [*primary._state["preload"]],
+                        "settings": primary._state["settings"] | self._state["settings"]}
+        partial = self.folder / "data.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in (partial, self.log.parent):
+            private.make_folder(folder, self._user)
+        source = f"host={primary.socket_dir} port={primary.port} user={SUPERUSER} application_name={self.folder.name}"
+        with Step(f"copy {primary.folder.name} to {self.folder.name}"):
+            self._as_server_user(
+                [self.bindir / "pg_basebackup", "--pgdata", partial, "--dbname", source, "--write-recovery-conf",
+                 "--checkpoint", "fast", "--wal-method", "stream"], "the base backup failed")
         self._save()
         partial.rename(self.data)
 

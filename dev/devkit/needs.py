@@ -8,15 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import apt, clang, pip, servers, venv
+from . import apt, clang, pip, pooler, servers, venv
 from .layout import CHECKOUT, private_folder, reachable, server_user
 from .say import DevError
 
 OK, FETCHED, MISSING = "ok", "will be fetched", "missing"
 PYTHON = (3, 11)
 RUSTUP = "curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
-PACKAGES = {"apt-get": {"compiler": "gcc libc6-dev", "tzdata": "tzdata", "python": "python3"},
-            "dnf": {"compiler": "gcc glibc-devel", "tzdata": "tzdata", "python": "python3"}}
+PACKAGES = {"apt-get": {"compiler": "gcc libc6-dev", "tzdata": "tzdata", "python": "python3", "pgbouncer": "pgbouncer"},
+            "dnf": {"compiler": "gcc glibc-devel", "tzdata": "tzdata", "python": "python3", "pgbouncer": "pgbouncer"}}
 
 
 def check(majors):
@@ -25,7 +25,7 @@ def check(majors):
     found += [_server(major) for major in majors]
     if servers.own_major() in majors:
         found.append(_time_zones())
-    return [*found, _libclang(), _venv()]
+    return [*found, _libclang(), _venv(), _pgbouncer()]
 
 
 def _install(need):
@@ -143,6 +143,16 @@ def _venv():
     """Look at the Python environment of the tests."""
     return _found_or_fetched(
         "Python environment", venv.found_in(private_folder() / "venv"), "7 MB, Python packages")
+
+
+def _pgbouncer():
+    """Look at the pooler of the tests."""
+    found = pooler.found()
+    if found:
+        return "pgbouncer", OK, str(found)
+    if pooler.offered():
+        return "pgbouncer", FETCHED, "0.2 MB, this distribution's packages"
+    return "pgbouncer", MISSING, _install("pgbouncer")
 
 
 def _found_or_fetched(name, found, origin):

@@ -60,12 +60,12 @@ def remove_socket_dir(recorded, cluster, user):
 def port(recorded):
     """Return the recorded port if it is free, else another one below the range of outgoing connections."""
     for candidate in [recorded, *random.sample(range(20000, 32000), 100)]:
-        if candidate and _is_free(candidate):
+        if candidate and is_free(candidate):
             return candidate
     raise DevError("found no free TCP port on 127.0.0.1")
 
 
-def _is_free(candidate):
+def is_free(candidate):
     """Tell whether a loopback port can be listened on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

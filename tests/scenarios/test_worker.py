@@ -1,6 +1,8 @@
 """The real worker: what it survives, what it tells, how it starts and ends."""
 
+import contextlib
 import json
+import random
 import signal
 import subprocess
 import time
@@ -8,6 +10,7 @@ import time
 import psycopg
 import pytest
 from conftest import HAS_TLS, ROOT, WORKER, Worker, clean_environment, create_database, wait_until
+from hosts import Host
 
 HANDLER = """CREATE TABLE effects (event_id bigint, n int);
 CREATE FUNCTION handle(ids bigint[], payloads jsonb[]) RETURNS TABLE (event_id bigint, error text, retryable boolean) LANGUAGE sql AS $$
@@ -33,6 +36,12 @@ def enqueue(db, count):
     db.run("SELECT count(*) FROM enqueue_events('t', ARRAY(SELECT jsonb_build_object('n', i) FROM generate_series(1, %s) i))", (count,))
 
 
+def enqueue_items(db, count):
+    """Discovery items, each of an interest of its own."""
+    db.run("""WITH i AS (INSERT INTO interest_catalog (domain, category, tag) SELECT 'music', 'records', 'tag ' || n FROM generate_series(1, %s) n RETURNING id)
+              SELECT count(*) FROM (SELECT array_agg(id) AS ids FROM i) AS i, enqueue_discovery_items(i.ids)""", (count,))
+
+
 def effects_happened_once(db, count):
     assert db.one("SELECT count(*) FROM events_queue WHERE status = 'done'") == count
     assert db.run("SELECT count(*) AS effects, count(DISTINCT event_id) AS events, count(DISTINCT n) AS numbers FROM effects") == [(count, count, count)]
@@ -54,13 +63,34 @@ def seed_scene(db, name="a"):
 def test_drains_and_reports(db, worker):
     add_handler(db)
     enqueue(db, 3000)
+    enqueue_items(db, 70)
     for i in range(20):
         seed_scene(db, f"scene {i}")
     process = worker("--until-empty")
     assert process.wait() == 0, process.output
     effects_happened_once(db, 3000)
+    assert db.run("SELECT status, count(*) FROM marketplace_discovery_queue GROUP BY 1") == [("done", 70)]
     assert db.one("SELECT count(*) FROM trust_scores WHERE score = 0.5") == 20
-    assert "3000" in process.output.replace(",", "") and "20" in process.output
+    assert "3000" in process.output.replace(",", "") and "70" in process.output and "20" in process.output
+    stopped = messages(process)["worker stopped"]
+    assert (stopped["events_done"], stopped["discovery_done"]) == (3000, 70)
+    assert db.one("SELECT events_done FROM vw_worker_health") == 3070
+
+
+def test_until_empty_leaves_what_no_worker_may_take(db, worker):
+    add_handler(db)
+    enqueue(db, 5)
+    db.run("SELECT register_topic('by.name')")
+    db.run("SELECT enqueue_event('by.name')")
+    db.run("SELECT register_topic('resting', 'handle')")
+    db.run("SELECT enqueue_event('resting')")
+    db.run("SELECT pause_topic('resting')")
+    enqueue_items(db, 3)
+    db.run("SELECT pause_topic('marketplace.discovery')")
+    assert worker("--until-empty").wait() == 0
+    assert db.run("SELECT topic, status FROM events_queue WHERE status <> 'done' ORDER BY 1") == [("by.name", "queued"), ("resting", "queued")]
+    assert db.one("SELECT count(*) FROM marketplace_discovery_queue_live") == 3
+    effects_happened_once(db, 5)
 
 
 def test_recomputes_at_the_interval_and_at_once_when_woken(db, worker):
@@ -74,6 +104,21 @@ def test_recomputes_at_the_interval_and_at_once_when_woken(db, worker):
     process = worker(TRUST_RECOMPUTE_INTERVAL_SEC="1")
     db.run("INSERT INTO trust_dirty (scene_id) VALUES (%s)", (scene,))  # marked without a notification
     wait_until(lambda: db.one("SELECT count(*) FROM trust_dirty") == 0, 10, "an empty backlog")
+
+
+def test_a_sparse_stream_does_not_wait_for_the_poll(db, worker):
+    """The poll interval is an hour, and the worker falls idle again and again: what is enqueued meanwhile is found at once."""
+    add_handler(db)
+    process = worker("--poll-interval", "3600")
+    pauses = random.Random(7)
+    with db.connect() as connection:
+        for n in range(60):
+            time.sleep(pauses.uniform(0, 0.25))
+            connection.execute("SELECT enqueue_event('t', jsonb_build_object('n', %s::int))", (n,))
+    wait_until(lambda: db.one("SELECT count(*) FROM effects") == 60, 10, "the last effect")
+    waits = "SELECT max(updated_at - created_at) FROM events_queue"
+    assert db.one(waits).total_seconds() < 5
+    assert process.stop() == 0, process.output
 
 
 def test_log_lines_of_the_trust_document(db, worker):
@@ -139,13 +184,74 @@ def test_drains_on_sigterm(db, worker):
               BEGIN PERFORM pg_sleep(1.5); RETURN QUERY SELECT * FROM handle(ids, payloads); END $$""")
     db.run("SELECT register_topic('t', 'slow_handle')")
     enqueue(db, 50)
-    process = worker("--queue-batch-size", "10", "--queue-concurrency", "1")
-    wait_until(lambda: db.one("SELECT count(*) FROM events_queue WHERE status = 'leased'") == 10, what="a leased batch")
+    process = worker("--queue-batch-size", "40", "--queue-concurrency", "1")
+    wait_until(lambda: db.run("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"), what="a batch that has begun")
+    assert db.one("SELECT count(*) FROM events_queue WHERE status = 'leased'") == 10, "a quarter of the largest"
     assert process.stop() == 0, process.output
     (row,) = db.run("SELECT count(*) FILTER (WHERE status = 'done') AS done, count(*) FILTER (WHERE status = 'leased') AS leased, max(attempts) FILTER (WHERE status = 'queued') AS attempts FROM events_queue")
     assert row.done >= 10 and row.leased == 0 and row.attempts == 0
     assert db.one("SELECT count(*) FROM effects") == row.done
     assert db.one("SELECT state FROM worker_heartbeats") == "stopped"
+
+
+def test_drains_discovery_items_as_well(db, worker):
+    """What has begun is finished; after a second signal it is undone, and the attempt does not count."""
+    enqueue_items(db, 30)
+    for signals, statuses in ((1, {"done", "queued"}), (2, {"queued"})):
+        db.run("SELECT count(*) FROM enqueue_discovery_items(ARRAY(SELECT id FROM interest_catalog))")
+        db.run("DELETE FROM marketplace_gaps")
+        process = worker("--discovery-batch-size", "40")
+        with db.connect(autocommit=False) as blocker:
+            blocker.execute("LOCK TABLE marketplace_gaps IN SHARE MODE")
+            wait_until(lambda: db.run("SELECT FROM pg_stat_activity WHERE query LIKE '%%process_discovery_items%%' AND wait_event_type = 'Lock' AND datname = current_database()"), what="a batch that has begun")
+            for _ in range(signals):
+                process.process.send_signal(signal.SIGTERM)
+                wait_until(lambda: db.run("SELECT FROM worker_heartbeats WHERE worker_id = (SELECT max(leased_by) FROM marketplace_discovery_queue WHERE lease_token IS NOT NULL) AND state = 'draining'")
+                           or signals == 2, what="draining")
+            if signals == 2:
+                assert process.wait(10) == 0, process.output
+        assert process.wait(10) == 0, process.output
+        assert {row.status for row in db.run("SELECT DISTINCT status FROM marketplace_discovery_queue")} == statuses
+        assert db.one("SELECT coalesce(max(attempts), 0) FROM marketplace_discovery_queue WHERE status = 'queued'") == 0
+        db.run("DELETE FROM marketplace_discovery_queue")
+
+
+def test_workers_on_two_hosts(db, tmp_path):
+    """S2-074: two machines share the items of both queues; one loses its power, and the other redoes its items after the lease."""
+    add_handler(db)
+    db.run("ALTER DATABASE \"%s\" SET client_connection_check_interval = '300ms'" % db.name)
+    db.run("CREATE TABLE going_down (host inet)")
+    db.run("CREATE FUNCTION falter() RETURNS void LANGUAGE plpgsql AS $$ BEGIN IF EXISTS (SELECT FROM going_down WHERE host = inet_client_addr()) THEN PERFORM pg_sleep(600); END IF; PERFORM pg_sleep(0.02); END $$")
+    db.run("""CREATE FUNCTION faltering_handle(ids bigint[], payloads jsonb[]) RETURNS TABLE (event_id bigint, error text, retryable boolean) LANGUAGE plpgsql AS $$
+              BEGIN PERFORM falter(); RETURN QUERY SELECT * FROM handle(ids, payloads); END $$""")
+    db.run("CREATE FUNCTION falter_before() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM falter(); RETURN NULL; END $$")
+    db.run("CREATE TRIGGER falter BEFORE INSERT ON marketplace_gaps EXECUTE FUNCTION falter_before()")
+    db.run("SELECT register_topic('t', 'faltering_handle')")
+    flags = ("--lease-ttl", "3", "--discovery-lease-ttl", "3", "--queue-batch-size", "20", "--discovery-batch-size", "4", "--queue-concurrency", "1")
+    left = "SELECT (SELECT count(*) FROM events_queue_live) + (SELECT count(*) FROM marketplace_discovery_queue_live)"
+    with contextlib.closing(Host("host-a", "127.0.0.2", db, tmp_path / "a")) as first, contextlib.closing(Host("host-b", "127.0.0.3", db, tmp_path / "b")) as second:
+        for host in (first, second):
+            host.start(*flags)
+        wait_until(lambda: db.one("SELECT count(*) FROM vw_worker_health WHERE alive AND waiting") == 2, what="both workers")
+        assert {str(row.client_addr) for row in db.run("SELECT client_addr FROM pg_stat_activity WHERE application_name LIKE 'pgsteward%%' AND datname = current_database()")} == {"127.0.0.2", "127.0.0.3"}
+        if first.isolated:
+            assert {row.host for row in db.run("SELECT host FROM vw_worker_health")} == {"host-a", "host-b"}
+        enqueue(db, 1000)
+        enqueue_items(db, 60)
+        wait_until(lambda: db.one(left) == 0, 60, "an empty queue")
+        for queue in ("events_queue", "marketplace_discovery_queue"):
+            assert db.one(f"SELECT count(DISTINCT leased_by) FROM {queue} WHERE status = 'done'") == 2, queue
+        db.run("DELETE FROM events_queue; DELETE FROM marketplace_discovery_queue; DELETE FROM effects; DELETE FROM interest_catalog; INSERT INTO going_down VALUES ('127.0.0.2')")
+        enqueue(db, 400)
+        enqueue_items(db, 40)
+        hanging = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND client_addr = '127.0.0.2' AND datname = current_database() AND query LIKE '%%process_%%'"
+        wait_until(lambda: db.one(hanging) == 2, what="a batch of each queue on the first machine")
+        first.lose_power()
+        wait_until(lambda: db.one(left) == 0, 30, "an empty queue")
+        effects_happened_once(db, 400)
+        for queue, count in (("events_queue", 400), ("marketplace_discovery_queue", 40)):
+            assert db.run(f"SELECT status, count(*) AS ct, count(DISTINCT leased_by) AS workers, max(attempts) AS attempts FROM {queue} GROUP BY 1") == [("done", count, 1, 2)], queue
+        assert db.one("SELECT state FROM worker_heartbeats ORDER BY beat_at DESC LIMIT 1") == "running", second.output
 
 
 def test_a_stuck_lease_by_the_runbook(db, worker):
@@ -256,7 +362,8 @@ def answers(db):
 
 def test_configuration_is_checked_at_start(pgsteward):
     for environment, name in (({"TRUST_RECOMPUTE_INTERVAL_SEC": "0"}, "TRUST_RECOMPUTE_INTERVAL_SEC"), ({"TRUST_RECOMPUTE_TIMEOUT_SEC": "-1"}, "TRUST_RECOMPUTE_TIMEOUT_SEC"),
-                              ({"TRUST_RECOMPUTE_TIMEOUT_SEC": "soon"}, "TRUST_RECOMPUTE_TIMEOUT_SEC"), ({"TRUST_RECOMPUTE_BATCH_SIZE": "99999999"}, "TRUST_RECOMPUTE_BATCH_SIZE")):
+                              ({"TRUST_RECOMPUTE_TIMEOUT_SEC": "soon"}, "TRUST_RECOMPUTE_TIMEOUT_SEC"), ({"TRUST_RECOMPUTE_BATCH_SIZE": "99999999"}, "TRUST_RECOMPUTE_BATCH_SIZE"), ({"PGSTEWARD_DISCOVERY_BATCH_SIZE": "0"}, "PGSTEWARD_DISCOVERY_BATCH_SIZE"),
+                              ({"PGSTEWARD_POOLER": "session"}, "PGSTEWARD_POOLER")):
         done = pgsteward("run", **environment)
         assert done.returncode == 2 and name in done.stderr, done.stderr
 
@@ -347,3 +454,14 @@ def test_a_second_signal_releases_at_once(db, worker):
     process.process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
     assert db.run("SELECT status, attempts FROM events_queue GROUP BY 1, 2") == [("queued", 0)]
+
+
+def test_ended_items_expire_by_themselves(db, worker):
+    add_handler(db)
+    db.run("SELECT * FROM configure_topic('t', '{\"keep_done\": \"1 millisecond\"}')")
+    enqueue(db, 50)
+    enqueue_items(db, 3)
+    worker("--expire-interval", "0.2")
+    wait_until(lambda: db.one("SELECT count(*) FROM effects") == 50, what="the work")
+    wait_until(lambda: db.one("SELECT count(*) FROM events_queue") == 0, what="the expiry")
+    assert db.one("SELECT count(*) FROM marketplace_discovery_queue") == 3  # kept for days

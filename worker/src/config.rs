@@ -2,12 +2,16 @@
 
 use crate::connection::address::Address;
 use crate::problem::Problem;
+use crate::queue::Queue;
 use crate::settings::{self, Kind, Setting};
 use crate::table;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// A statement may take this much longer than a recompute is asked to.
+const BEYOND_RECOMPUTE: Duration = Duration::from_secs(30);
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,18 +41,29 @@ pub enum LogFormat {
     Json,
 }
 
+/// How one queue is worked on.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueConfig {
+    pub concurrency: usize,
+    pub batch_size: i32,
+    /// In seconds.
+    pub lease_ttl: i32,
+}
+
 /// All settings, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub database_url: Option<String>,
     pub listen_url: Option<String>,
+    /// Whether `database_url` leads to a pooler that gives a session for one transaction only.
+    pub pooled: bool,
     pub connect_timeout: Duration,
     pub statement_timeout: Duration,
-    pub queue_concurrency: usize,
-    pub queue_batch_size: i32,
-    pub lease_ttl: i32,
+    pub events: QueueConfig,
+    pub discovery: QueueConfig,
     pub poll_interval: Duration,
     pub heartbeat_interval: Duration,
+    pub expire_interval: Duration,
     pub drain_timeout: Duration,
     pub trust_interval: Duration,
     pub trust_timeout: Duration,
@@ -99,19 +114,27 @@ impl Config {
     fn check(origins: Vec<(&'static Setting, Option<String>, Source)>) -> Result<Self, Problem> {
         let given = Given(&origins);
         let format = given.text(&settings::LOG_FORMAT)?.unwrap_or_default();
+        let listen_url = given.text(&settings::LISTEN_URL)?;
+        let trust_timeout = given.seconds(&settings::TRUST_TIMEOUT)?;
+        let pooler = given.text(&settings::POOLER)?.unwrap_or_default();
         Ok(Self {
             database_url: given.text(&settings::DATABASE_URL)?,
-            listen_url: given.text(&settings::LISTEN_URL)?,
+            pooled: pooler == "transaction" || (pooler == "auto" && listen_url.is_some()),
+            listen_url,
             connect_timeout: given.seconds(&settings::CONNECT_TIMEOUT)?,
-            statement_timeout: given.seconds(&settings::STATEMENT_TIMEOUT)?,
-            queue_concurrency: given.whole(&settings::QUEUE_CONCURRENCY)? as usize,
-            queue_batch_size: given.whole(&settings::QUEUE_BATCH_SIZE)? as i32,
-            lease_ttl: given.whole(&settings::LEASE_TTL)? as i32,
+            statement_timeout: given.seconds(&settings::STATEMENT_TIMEOUT)?.max(trust_timeout + BEYOND_RECOMPUTE),
+            events: given.queue([&settings::QUEUE_CONCURRENCY, &settings::QUEUE_BATCH_SIZE, &settings::LEASE_TTL])?,
+            discovery: given.queue([
+                &settings::DISCOVERY_CONCURRENCY,
+                &settings::DISCOVERY_BATCH_SIZE,
+                &settings::DISCOVERY_LEASE_TTL,
+            ])?,
             poll_interval: given.seconds(&settings::POLL_INTERVAL)?,
             heartbeat_interval: given.seconds(&settings::HEARTBEAT_INTERVAL)?,
+            expire_interval: given.seconds(&settings::EXPIRE_INTERVAL)?,
             drain_timeout: given.seconds(&settings::DRAIN_TIMEOUT)?,
             trust_interval: given.seconds(&settings::TRUST_INTERVAL)?,
-            trust_timeout: given.seconds(&settings::TRUST_TIMEOUT)?,
+            trust_timeout,
             trust_batch_size: given.whole(&settings::TRUST_BATCH_SIZE)? as i32,
             log_format: match format.as_str() {
                 "json" => LogFormat::Json,
@@ -121,6 +144,14 @@ impl Config {
             log_level: given.text(&settings::LOG_LEVEL)?.unwrap_or_default(),
             origins,
         })
+    }
+
+    /// How this queue is worked on.
+    pub fn queue(&self, queue: Queue) -> QueueConfig {
+        match queue {
+            Queue::Events => self.events,
+            Queue::Discovery => self.discovery,
+        }
     }
 
     /// How messages name a setting: the way it was given.
@@ -231,6 +262,14 @@ impl Given<'_> {
             Ok(whole) if range.contains(&number) => Ok(whole),
             _ => Err(self.refuse(setting, "is out of range")),
         }
+    }
+
+    fn queue(&self, [concurrency, batch_size, lease_ttl]: [&Setting; 3]) -> Result<QueueConfig, Problem> {
+        Ok(QueueConfig {
+            concurrency: self.whole(concurrency)? as usize,
+            batch_size: self.whole(batch_size)? as i32,
+            lease_ttl: self.whole(lease_ttl)? as i32,
+        })
     }
 
     fn seconds(&self, setting: &Setting) -> Result<Duration, Problem> {

@@ -3,12 +3,15 @@
 #![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
 mod backoff;
+mod batch_size;
 mod cli;
 mod config;
 mod connection;
 mod log;
+mod pace;
 mod problem;
 mod progress;
+mod queue;
 mod ready;
 mod run;
 mod schema;

@@ -2,10 +2,11 @@
 
 use crate::backoff::Backoff;
 use crate::connection::failure::Failure;
+use crate::queue::Queue;
 use crate::sql;
 use crate::table::{self, Row};
 use crate::tasks::trust;
-use crate::worker::{Pulse, Worker};
+use crate::worker::{Pulse, Tally, Worker};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -25,7 +26,7 @@ pub async fn until_empty(worker: Arc<Worker>, bars: MultiProgress) {
     while !worker.stop.drain.is_cancelled() {
         let started = Instant::now();
         let wait = match look(&worker).await {
-            Ok(Left { events: 0, scenes: 0, settled: true }) => {
+            Ok(Left { events: 0, discovery: 0, scenes: 0, settled: true }) => {
                 shown.finish(&worker.pulse.borrow());
                 worker.stop.drain.cancel();
                 return;
@@ -46,6 +47,7 @@ pub async fn until_empty(worker: Arc<Worker>, bars: MultiProgress) {
 
 struct Left {
     events: i64,
+    discovery: i64,
     scenes: i64,
     /// A recompute has just found nothing that it could do.
     settled: bool,
@@ -53,7 +55,7 @@ struct Left {
 
 async fn look(worker: &Worker) -> Result<Left, Failure> {
     let mut left = backlog(worker).await?;
-    if left.events == 0 && left.scenes == 0 {
+    if left.events + left.discovery + left.scenes == 0 {
         let run = trust::cycle(worker).await?;
         left = backlog(worker).await?;
         left.settled = run.processed + run.failed == 0;
@@ -63,15 +65,17 @@ async fn look(worker: &Worker) -> Result<Left, Failure> {
 
 async fn backlog(worker: &Worker) -> Result<Left, Failure> {
     let mut session = worker.database.session().await?;
-    let events = sql::events_left(&mut session).await?;
+    let events = sql::items_left(&mut session, Queue::Events).await?;
+    let discovery = sql::items_left(&mut session, Queue::Discovery).await?;
     let (dirty, retrying) = sql::dirty_scenes(&mut session).await?;
     worker.answered();
-    Ok(Left { events, scenes: (dirty - retrying).max(0), settled: false })
+    Ok(Left { events, discovery, scenes: (dirty - retrying).max(0), settled: false })
 }
 
 /// Bars on a terminal, lines elsewhere.
 struct Shown {
     events: ProgressBar,
+    discovery: ProgressBar,
     scenes: ProgressBar,
     hidden: bool,
     started: Instant,
@@ -83,7 +87,7 @@ impl Shown {
         let bar = |name: &'static str| {
             let bar = ProgressBar::hidden();
             if let Ok(style) =
-                ProgressStyle::with_template("{prefix:<7}{wide_bar} {human_pos}/{human_len} {rate} {eta:>4} left")
+                ProgressStyle::with_template("{prefix:<10}{wide_bar} {human_pos}/{human_len} {rate} {eta:>4} left")
             {
                 bar.set_style(style.with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
                     // A bar that cannot be drawn is no reason to stop.
@@ -94,30 +98,32 @@ impl Shown {
             bars.add(bar)
         };
         let now = Instant::now();
-        let (events, scenes) = (bar("events"), bar("scenes"));
-        Self { hidden: events.is_hidden(), events, scenes, started: now, line_at: now }
+        let (events, discovery, scenes) = (bar("events"), bar("discovery"), bar("scenes"));
+        Self { hidden: events.is_hidden(), events, discovery, scenes, started: now, line_at: now }
     }
 
     fn update(&mut self, left: &Left, pulse: &Pulse) {
         let count = |number: i64| u64::try_from(number).unwrap_or_default();
-        let done = pulse.done + pulse.failed;
-        for (bar, done, left) in [(&self.events, done, left.events), (&self.scenes, pulse.scenes, left.scenes)] {
+        let ended = |tally: &Tally| tally.done + tally.failed;
+        let work = [
+            (&self.events, "events", ended(&pulse.events), left.events),
+            (&self.discovery, "discovery", ended(&pulse.discovery), left.discovery),
+            (&self.scenes, "scenes", pulse.scenes, left.scenes),
+        ];
+        for (bar, _, done, left) in work {
             bar.set_length(count(done + left));
             bar.set_position(count(done));
         }
         if self.hidden && self.line_at.elapsed() >= LINES_APART {
             self.line_at = Instant::now();
             let seconds = self.started.elapsed().as_secs_f64();
-            table::say(&format!(
-                "{}; {}",
-                line("events", left.events, done, seconds),
-                line("scenes", left.scenes, pulse.scenes, seconds)
-            ));
+            let lines = work.map(|(_, name, done, left)| line(name, left, done, seconds));
+            table::say(&lines.join("; "));
         }
     }
 
     fn finish(&self, pulse: &Pulse) {
-        for bar in [&self.events, &self.scenes] {
+        for bar in [&self.events, &self.discovery, &self.scenes] {
             bar.set_draw_target(ProgressDrawTarget::hidden());
             bar.finish_and_clear();
         }
@@ -148,8 +154,13 @@ fn summary(pulse: &Pulse, started: Instant) -> Vec<Row> {
         ];
         cells.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
     };
+    let queue = |queue: Queue| {
+        let tally = pulse.of(queue);
+        row(queue.name(), tally.done, json!(tally.retried), tally.failed, tally.done_at)
+    };
     vec![
-        row("events", pulse.done, json!(pulse.retried), pulse.failed, pulse.event_at),
+        queue(Queue::Events),
+        queue(Queue::Discovery),
         row("scenes", pulse.scenes, Value::Null, pulse.scenes_failed, pulse.scene_at),
     ]
 }

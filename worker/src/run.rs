@@ -1,11 +1,12 @@
 //! `pgsteward run`: start, watch over the tasks, and drain.
 
 use crate::config::{Config, Environment};
-use crate::connection::Database;
 use crate::connection::address::Address;
+use crate::connection::{Database, Usage};
 use crate::problem::Problem;
+use crate::queue::Queue;
 use crate::settings::{DATABASE_URL, LISTEN_URL};
-use crate::tasks::{heartbeat, listener, queue, trust};
+use crate::tasks::{expire, heartbeat, listener, queue, trust};
 use crate::worker::{Identity, Stop, Worker};
 use crate::{progress, ready};
 use indicatif::MultiProgress;
@@ -17,7 +18,7 @@ use tokio::time::{sleep, timeout};
 
 /// After work had to be given back, the tasks get this long to do so; and the last heartbeat as long again.
 const LAST_STEPS: Duration = Duration::from_secs(2);
-/// Sessions beside those of the queue: trust, heartbeat, progress.
+/// Sessions beside those of the queues: trust, heartbeat, progress.
 const OTHER_SESSIONS: usize = 3;
 
 /// Works until a signal comes, or until nothing is left.
@@ -31,14 +32,19 @@ pub async fn run(
     listen_to_signals(stop.clone(), config.drain_timeout)?;
     let identity = Identity::new();
     let application = format!("pgsteward/{} {}", env!("CARGO_PKG_VERSION"), identity.name);
-    let statement_timeout = config.statement_timeout.max(config.trust_timeout + Duration::from_secs(30));
-    let open = |text: Option<&str>, setting, sessions| {
+    let open = |text: Option<&str>, setting, usage| {
         let address = Address::resolve(text, &config.describe(setting), environment)?;
-        Database::new(address, &application, Some(statement_timeout), sessions)
+        Database::new(address, &application, usage)
     };
-    let database = open(config.database_url.as_deref(), &DATABASE_URL, config.queue_concurrency + OTHER_SESSIONS)?;
+    let loops: usize = Queue::ALL.iter().map(|queue| config.queue(*queue).concurrency).sum();
+    let usage = Usage {
+        sessions: loops + OTHER_SESSIONS,
+        statement_timeout: Some(config.statement_timeout),
+        pooled: config.pooled,
+    };
+    let database = open(config.database_url.as_deref(), &DATABASE_URL, usage)?;
     let direct = match &config.listen_url {
-        Some(text) => Some(open(Some(text), &LISTEN_URL, 1)?),
+        Some(text) => Some(open(Some(text), &LISTEN_URL, Usage { sessions: 1, pooled: false, ..usage })?),
         None => None,
     };
     let installation = tokio::select! {
@@ -53,6 +59,7 @@ pub async fn run(
         database = database.address.database(),
         place = database.address.place(),
         user = installation.user,
+        pooled = config.pooled,
         "worker started"
     );
     let worker = Arc::new(Worker::new(config, database, identity, stop));
@@ -64,10 +71,13 @@ pub async fn run(
     let pulse = worker.pulse.borrow().clone();
     tracing::info!(
         worker = worker.identity.name,
-        events_done = pulse.done,
-        events_retried = pulse.retried,
-        events_failed = pulse.failed,
-        leases_lost = pulse.lost,
+        events_done = pulse.events.done,
+        events_retried = pulse.events.retried,
+        events_failed = pulse.events.failed,
+        discovery_done = pulse.discovery.done,
+        discovery_retried = pulse.discovery.retried,
+        discovery_failed = pulse.discovery.failed,
+        leases_lost = pulse.events.lost + pulse.discovery.lost,
         scenes_processed = pulse.scenes,
         "worker stopped"
     );
@@ -82,8 +92,10 @@ async fn supervise(
     bars: MultiProgress,
 ) -> Result<(), Problem> {
     let mut working = JoinSet::new();
-    for _ in 0..worker.config.queue_concurrency {
-        working.spawn(queue::run(Arc::clone(worker)));
+    for queue in Queue::ALL {
+        for _ in 0..worker.config.queue(queue).concurrency {
+            working.spawn(queue::run(Arc::clone(worker), queue));
+        }
     }
     working.spawn(trust::run(Arc::clone(worker)));
     if until_empty {
@@ -92,6 +104,7 @@ async fn supervise(
     let mut beside = JoinSet::new();
     beside.spawn(heartbeat::run(Arc::clone(worker)));
     beside.spawn(listener::run(Arc::clone(worker), direct));
+    beside.spawn(expire::run(Arc::clone(worker)));
     let stop = &worker.stop;
     let mut out_of_time = std::pin::pin!(async {
         stop.now.cancelled().await;

@@ -3,7 +3,7 @@
 use crate::config::{Config, Environment};
 use crate::connection::address::Address;
 use crate::connection::failure::Failure;
-use crate::connection::{Database, Session};
+use crate::connection::{Database, Session, Usage};
 use crate::problem::Problem;
 use crate::ready;
 use crate::settings::DATABASE_URL;
@@ -140,7 +140,8 @@ async fn open(asked: &Asked<'_>) -> Result<(Database, Session), Problem> {
 fn fresh(asked: &Asked<'_>) -> Result<Database, Problem> {
     let origin = asked.config.describe(&DATABASE_URL);
     let address = Address::resolve(asked.config.database_url.as_deref(), &origin, asked.environment)?;
-    Database::new(address, &format!("pgsteward/{}", env!("CARGO_PKG_VERSION")), None, 1)
+    let usage = Usage { sessions: 1, statement_timeout: None, pooled: asked.config.pooled };
+    Database::new(address, &format!("pgsteward/{}", env!("CARGO_PKG_VERSION")), usage)
 }
 
 fn text<'a>(row: &'a Row, column: &str) -> &'a str {

@@ -82,6 +82,13 @@ pub static LOG_LEVEL: Setting = general(
     Kind::Text,
     "error, warn, info, debug, trace or off; also target=level,...",
 );
+pub static POOLER: Setting = general(
+    "pooler",
+    &["PGSTEWARD_POOLER"],
+    Some("auto"),
+    Kind::Choice(&["auto", "none", "transaction"]),
+    "Whether DATABASE_URL leads to a pooler in transaction mode; auto: if LISTEN_URL is given",
+);
 pub static LISTEN_URL: Setting = Setting {
     worker: true,
     ..general(
@@ -104,21 +111,42 @@ pub static QUEUE_BATCH_SIZE: Setting = worker(
     &["PGSTEWARD_QUEUE_BATCH_SIZE"],
     "100",
     Kind::Whole(1, 10_000),
-    "Events leased and processed at a time",
+    "Events leased and processed at a time, at most",
 );
 pub static LEASE_TTL: Setting = worker(
     "lease_ttl",
     &["PGSTEWARD_LEASE_TTL"],
     "60",
     Kind::Whole(1, 86_400),
-    "Seconds after which another worker takes over what this one leased",
+    "Seconds after which another worker takes over the events that this one leased",
+);
+pub static DISCOVERY_CONCURRENCY: Setting = worker(
+    "discovery_concurrency",
+    &["PGSTEWARD_DISCOVERY_CONCURRENCY"],
+    "1",
+    Kind::Whole(1, 64),
+    "Batches of discovery items processed at the same time",
+);
+pub static DISCOVERY_BATCH_SIZE: Setting = worker(
+    "discovery_batch_size",
+    &["PGSTEWARD_DISCOVERY_BATCH_SIZE"],
+    "20",
+    Kind::Whole(1, 10_000),
+    "Discovery items leased and processed at a time, at most",
+);
+pub static DISCOVERY_LEASE_TTL: Setting = worker(
+    "discovery_lease_ttl",
+    &["PGSTEWARD_DISCOVERY_LEASE_TTL"],
+    "120",
+    Kind::Whole(1, 86_400),
+    "Seconds after which another worker takes over the discovery items that this one leased",
 );
 pub static POLL_INTERVAL: Setting = worker(
     "poll_interval",
     &["PGSTEWARD_POLL_INTERVAL"],
     "1",
     Kind::Seconds(0.01, 3600.0),
-    "Seconds between looks at an empty queue; a notification comes sooner",
+    "Longest time in seconds between looks at an empty queue; a notification comes sooner",
 );
 pub static HEARTBEAT_INTERVAL: Setting = worker(
     "heartbeat_interval",
@@ -126,6 +154,13 @@ pub static HEARTBEAT_INTERVAL: Setting = worker(
     "5",
     Kind::Seconds(0.1, 30.0),
     "Seconds between signs of life",
+);
+pub static EXPIRE_INTERVAL: Setting = worker(
+    "expire_interval",
+    &["PGSTEWARD_EXPIRE_INTERVAL"],
+    "300",
+    Kind::Seconds(0.1, DAY),
+    "Seconds between looks for ended items that are older than their topic keeps them",
 );
 pub static DRAIN_TIMEOUT: Setting = worker(
     "drain_timeout",
@@ -139,7 +174,7 @@ pub static STATEMENT_TIMEOUT: Setting = worker(
     &["PGSTEWARD_STATEMENT_TIMEOUT"],
     "300",
     Kind::Seconds(1.0, DAY),
-    "Seconds until the server cancels a statement; at least 30 more than a recompute may take",
+    "Seconds until a statement is cancelled; at least 30 more than a recompute may take",
 );
 pub static TRUST_INTERVAL: Setting = worker(
     "trust_recompute_interval",
@@ -160,20 +195,25 @@ pub static TRUST_BATCH_SIZE: Setting = worker(
     &["TRUST_RECOMPUTE_BATCH_SIZE"],
     "500",
     Kind::Whole(1, 1_000_000),
-    "Scenes claimed at a time",
+    "Scenes claimed at a time; up to 16 times as many while the backlog is large",
 );
 
 /// All settings, in the order of `pgsteward config`.
 pub static ALL: &[&Setting] = &[
     &DATABASE_URL,
     &LISTEN_URL,
+    &POOLER,
     &CONNECT_TIMEOUT,
     &STATEMENT_TIMEOUT,
     &QUEUE_CONCURRENCY,
     &QUEUE_BATCH_SIZE,
     &LEASE_TTL,
+    &DISCOVERY_CONCURRENCY,
+    &DISCOVERY_BATCH_SIZE,
+    &DISCOVERY_LEASE_TTL,
     &POLL_INTERVAL,
     &HEARTBEAT_INTERVAL,
+    &EXPIRE_INTERVAL,
     &DRAIN_TIMEOUT,
     &TRUST_INTERVAL,
     &TRUST_TIMEOUT,

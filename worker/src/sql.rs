@@ -2,26 +2,41 @@
 
 use crate::connection::failure::Failure;
 use crate::connection::{Parameter, Session};
+use crate::queue::Queue;
 use serde_json::{Map, Value};
 use std::time::{Duration, SystemTime};
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Error, Row};
 use uuid::Uuid;
 
+const LONGEST_LEASE: i32 = 86_400;
+
 fn cell<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, Failure> {
     row.try_get(column).map_err(Failure::from)
 }
 
-/// Sets up a new session: where names are found, isolation and timeouts.
-pub async fn prepare(client: &Client, statement_timeout: Option<Duration>) -> Result<(), Error> {
+/// The schema of the extension, quoted; None if it is not installed.
+const SCHEMA: &str = "(SELECT pg_catalog.quote_ident(n.nspname) \
+                         FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace \
+                        WHERE e.extname = 'pgsteward')";
+
+/// Finds the schema of the extension, and leaves the session as it is.
+pub async fn schema(client: &Client) -> Result<Option<String>, Error> {
+    let rows = client.query_typed(&format!("SELECT {SCHEMA}"), &[]).await?;
+    rows.first().map_or(Ok(None), |row| row.try_get(0))
+}
+
+/// Sets up a new session: where names are found, isolation and timeouts. Returns the schema of the extension.
+pub async fn prepare(client: &Client, statement_timeout: Option<Duration>) -> Result<Option<String>, Error> {
     let timeout = statement_timeout.unwrap_or_default().as_millis().to_string();
-    let text = "SELECT set_config('search_path', \
-                    (SELECT format('pg_catalog, %I, pg_temp', n.nspname) \
-                       FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace \
-                      WHERE e.extname = 'pgsteward'), false), \
+    let text = format!(
+        "SELECT found.schema, set_config('search_path', 'pg_catalog, ' || found.schema || ', pg_temp', false), \
                 set_config('statement_timeout', $1, false), set_config('idle_in_transaction_session_timeout', '60s', false), \
-                set_config('default_transaction_isolation', 'read committed', false)";
-    client.query_typed(text, &[(&timeout, Type::TEXT)]).await.map(|_| ())
+                set_config('default_transaction_isolation', 'read committed', false) \
+           FROM (SELECT {SCHEMA} AS schema) AS found"
+    );
+    let rows = client.query_typed(&text, &[(&timeout, Type::TEXT)]).await?;
+    rows.first().map_or(Ok(None), |row| row.try_get(0))
 }
 
 /// What is installed in this database and what the server could install.
@@ -56,7 +71,8 @@ pub async fn installation(session: &mut Session) -> Result<Installation, Failure
 pub async fn may_work(session: &mut Session) -> Result<bool, Failure> {
     let text = "SELECT coalesce(bool_and(has_function_privilege(p.oid, 'EXECUTE')), false) \
                   FROM pg_proc p JOIN pg_extension e ON e.extnamespace = p.pronamespace AND e.extname = 'pgsteward' \
-                 WHERE p.proname IN ('lease_events', 'process_events', 'worker_beat', 'trust_recompute')";
+                 WHERE p.proname IN ('lease_events', 'process_events', 'lease_discovery_items', 'process_discovery_items', \
+                                     'worker_beat', 'trust_recompute')";
     cell(&session.query_one(text, &[]).await?, 0)
 }
 
@@ -96,45 +112,69 @@ pub enum Question {
 /// The rows of an answer, each as a JSON object whose keys are in the order of the columns.
 pub async fn ask(session: &mut Session, question: Question) -> Result<Vec<Map<String, Value>>, Failure> {
     let text = match question {
-        Question::Migrate => "SELECT row_to_json(t)::text FROM steward_migrate() AS t",
-        Question::Status => "SELECT row_to_json(t)::text FROM steward_schema_status() AS t",
-        Question::Validate => "SELECT row_to_json(t)::text FROM steward_schema_validate() AS t",
-        Question::Report => "SELECT row_to_json(t)::text FROM steward_schema_report() AS t",
-        Question::Stats => "SELECT row_to_json(t)::text FROM steward_schema_stats() AS t",
-        Question::Health => "SELECT row_to_json(t)::text FROM steward_health AS t",
+        Question::Migrate => "SELECT row_to_json(t)::text FROM @extschema@.steward_migrate() AS t",
+        Question::Status => "SELECT row_to_json(t)::text FROM @extschema@.steward_schema_status() AS t",
+        Question::Validate => "SELECT row_to_json(t)::text FROM @extschema@.steward_schema_validate() AS t",
+        Question::Report => "SELECT row_to_json(t)::text FROM @extschema@.steward_schema_report() AS t",
+        Question::Stats => "SELECT row_to_json(t)::text FROM @extschema@.steward_schema_stats() AS t",
+        Question::Health => "SELECT row_to_json(t)::text FROM @extschema@.steward_health AS t",
     };
     let rows = session.query(text, &[]).await?;
     let rows = rows.iter().map(|row| Ok(serde_json::from_str(cell(row, 0)?).unwrap_or_default()));
     rows.collect()
 }
 
-/// Events leased together.
+/// What was leased together from a queue.
 #[derive(Default)]
 pub struct Batch {
-    pub events: Vec<Leased>,
+    pub items: Vec<Leased>,
     pub token: Uuid,
 }
 
-/// A leased event.
+/// A leased item.
 pub struct Leased {
     pub id: i64,
     pub topic: String,
     pub attempts: i32,
 }
 
-/// Leases up to this many events of any topic.
-pub async fn lease_events(session: &mut Session, limit: i32, ttl: i32, worker: &str) -> Result<Batch, Failure> {
-    let text = "SELECT id, topic_name, attempts, lease_token FROM lease_events(NULL, $1, $2, $3)";
-    let rows = session.query(text, &[(&limit, Type::INT4), (&ttl, Type::INT4), (&worker, Type::TEXT)]).await?;
+/// How the functions of a queue name what they work on.
+fn items(queue: Queue) -> &'static str {
+    match queue {
+        Queue::Events => "events",
+        Queue::Discovery => "discovery_items",
+    }
+}
+
+/// Leases up to this many items, of events those of any topic.
+pub async fn lease(
+    session: &mut Session,
+    queue: Queue,
+    limit: i32,
+    ttl: Duration,
+    worker: &str,
+) -> Result<Batch, Failure> {
+    let text = match queue {
+        Queue::Events => {
+            "SELECT id, attempts, lease_token, topic_name \
+               FROM set_config('synchronous_commit', 'off', true), @extschema@.lease_events(NULL, $1, $2, $3)"
+        }
+        Queue::Discovery => {
+            "SELECT id, attempts, lease_token, 'marketplace.discovery' \
+               FROM set_config('synchronous_commit', 'off', true), @extschema@.lease_discovery_items($1, $2, $3)"
+        }
+    };
+    let parameters: [Parameter<'_>; 3] = [(&limit, Type::INT4), (&seconds(ttl), Type::INT4), (&worker, Type::TEXT)];
+    let rows = session.query(text, &parameters).await?;
     let mut batch = Batch::default();
     for row in &rows {
-        batch.token = cell(row, 3)?;
-        batch.events.push(Leased { id: cell(row, 0)?, topic: cell(row, 1)?, attempts: cell(row, 2)? });
+        batch.items.push(Leased { id: cell(row, 0)?, attempts: cell(row, 1)?, topic: cell(row, 3)? });
+        batch.token = cell(row, 2)?;
     }
     Ok(batch)
 }
 
-/// What became of an event.
+/// What became of an item.
 pub struct Processed {
     pub id: i64,
     pub held: bool,
@@ -142,40 +182,65 @@ pub struct Processed {
     pub error: Option<String>,
 }
 
-/// Does the work of leased events and acknowledges it.
-pub async fn process_events(session: &mut Session, ids: &[i64], token: Uuid) -> Result<Vec<Processed>, Failure> {
-    let text = "SELECT id, held, status, error FROM process_events($1, $2)";
-    let rows = session.query(text, &lease(&ids, &token)).await?;
+/// Does the work of leased items and acknowledges it.
+pub async fn process(session: &mut Session, queue: Queue, ids: &[i64], token: Uuid) -> Result<Vec<Processed>, Failure> {
+    let text = format!("SELECT id, held, status, error FROM @extschema@.process_{}($1, $2)", items(queue));
+    let rows = session.query(&text, &leased(&ids, &token)).await?;
     let rows = rows.iter().map(|row| {
         Ok(Processed { id: cell(row, 0)?, held: cell(row, 1)?, status: cell(row, 2)?, error: cell(row, 3)? })
     });
     rows.collect()
 }
 
-/// Records that leased events failed, for another try.
-pub async fn fail_events(
+/// Records that leased items failed, for another try.
+pub async fn fail(
     session: &mut Session,
+    queue: Queue,
     ids: &[i64],
     token: Uuid,
     error: &str,
 ) -> Result<Vec<Processed>, Failure> {
-    let text = "SELECT id, held, status FROM fail_events($1, $2, $3, true)";
-    let [ids, token] = lease(&ids, &token);
-    let rows = session.query(text, &[ids, token, (&error, Type::TEXT)]).await?;
+    let text = format!("SELECT id, held, status FROM @extschema@.fail_{}($1, $2, $3, true)", items(queue));
+    let [ids, token] = leased(&ids, &token);
+    let rows = session.query(&text, &[ids, token, (&error, Type::TEXT)]).await?;
     let rows = rows.iter().map(|row| {
         Ok(Processed { id: cell(row, 0)?, held: cell(row, 1)?, status: cell(row, 2)?, error: Some(error.to_string()) })
     });
     rows.collect()
 }
 
-/// Gives leased events back; returns how many were still held.
-pub async fn release_events(session: &mut Session, ids: &[i64], token: Uuid) -> Result<i64, Failure> {
-    let text = "SELECT count(*) FILTER (WHERE held) FROM release_events($1, $2)";
-    cell(&session.query_one(text, &lease(&ids, &token)).await?, 0)
+/// Gives leased items back; returns how many were still held.
+pub async fn release(session: &mut Session, queue: Queue, ids: &[i64], token: Uuid) -> Result<i64, Failure> {
+    let text = format!("SELECT count(*) FILTER (WHERE held) FROM @extschema@.release_{}($1, $2)", items(queue));
+    cell(&session.query_one(&text, &leased(&ids, &token)).await?, 0)
 }
 
-fn lease<'a>(ids: &'a &'a [i64], token: &'a Uuid) -> [Parameter<'a>; 2] {
+/// Deletes up to this many ended items that are older than their topic keeps them; returns how many.
+pub async fn expire(session: &mut Session, queue: Queue, most: i32) -> Result<i64, Failure> {
+    let text = format!("SELECT @extschema@.expire_{}($1)", items(queue));
+    cell(&session.query_one(&text, &[(&most, Type::INT4)]).await?, 0)
+}
+
+/// Lengthens a lease, to this long from now.
+pub async fn extend(
+    session: &mut Session,
+    queue: Queue,
+    ids: &[i64],
+    token: Uuid,
+    ttl: Duration,
+) -> Result<(), Failure> {
+    let text = format!("SELECT count(*) FROM @extschema@.extend_{}($1, $2, $3)", items(queue));
+    let [ids, token] = leased(&ids, &token);
+    session.query(&text, &[ids, token, (&seconds(ttl), Type::INT4)]).await.map(|_| ())
+}
+
+fn leased<'a>(ids: &'a &'a [i64], token: &'a Uuid) -> [Parameter<'a>; 2] {
     [(ids, Type::INT8_ARRAY), (token, Type::UUID)]
+}
+
+/// Whole seconds of a lease, which lasts a day at most.
+fn seconds(ttl: Duration) -> i32 {
+    i32::try_from(ttl.as_secs_f64().ceil() as i64).map_or(LONGEST_LEASE, |seconds| seconds.clamp(1, LONGEST_LEASE))
 }
 
 /// What a worker tells about itself.
@@ -194,8 +259,7 @@ pub struct Beat<'a> {
 
 /// Renews the heartbeat row, without waiting for the disk: the next one follows anyway.
 pub async fn worker_beat(session: &mut Session, beat: &Beat<'_>) -> Result<(), Failure> {
-    let text =
-        "SELECT set_config('synchronous_commit', 'off', true), worker_beat($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+    let text = "SELECT set_config('synchronous_commit', 'off', true), @extschema@.worker_beat($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
     let parameters: [Parameter<'_>; 10] = [
         (&beat.worker, Type::TEXT),
         (&beat.host, Type::TEXT),
@@ -225,7 +289,7 @@ pub struct Recomputed {
 /// Recomputes the scores of dirty scenes.
 pub async fn trust_recompute(session: &mut Session, batch_size: i32, timeout: Duration) -> Result<Recomputed, Failure> {
     let text = "SELECT processed, failed, remaining, duration_ms / 1000, avg_weight_variance, timed_out \
-                  FROM trust_recompute($1, make_interval(secs => $2))";
+                  FROM @extschema@.trust_recompute($1, make_interval(secs => $2))";
     let row = session.query_one(text, &[(&batch_size, Type::INT4), (&timeout.as_secs_f64(), Type::FLOAT8)]).await?;
     Ok(Recomputed {
         processed: cell(&row, 0)?,
@@ -239,7 +303,7 @@ pub async fn trust_recompute(session: &mut Session, batch_size: i32, timeout: Du
 
 /// Dirty scenes that are not quarantined, and how many of them failed and will be tried again.
 pub async fn dirty_scenes(session: &mut Session) -> Result<(i64, i64), Failure> {
-    let text = "SELECT greatest(dirty_scenes - quarantined, 0), retrying FROM vw_trust_health";
+    let text = "SELECT greatest(dirty_scenes - quarantined, 0), retrying FROM @extschema@.vw_trust_health";
     let row = session.query_one(text, &[]).await?;
     Ok((cell(&row, 0)?, cell(&row, 1)?))
 }
@@ -254,7 +318,7 @@ pub struct SceneFailure {
 
 /// Scenes that failed: those that will be tried again, and those quarantined within this time.
 pub async fn scene_failures(session: &mut Session, within: Duration) -> Result<Vec<SceneFailure>, Failure> {
-    let text = "SELECT generation, attempts, scene_id, coalesce(last_error, '') FROM trust_dirty \
+    let text = "SELECT generation, attempts, scene_id, coalesce(last_error, '') FROM @extschema@.trust_dirty \
                  WHERE attempts > 0 AND (quarantined_at IS NULL OR quarantined_at > clock_timestamp() - make_interval(secs => $1)) \
                  ORDER BY generation LIMIT 10000";
     let rows = session.query(text, &[(&within.as_secs_f64(), Type::FLOAT8)]).await?;
@@ -264,9 +328,18 @@ pub async fn scene_failures(session: &mut Session, within: Duration) -> Result<V
     rows.collect()
 }
 
-/// Events that are queued or leased, by anyone.
-pub async fn events_left(session: &mut Session) -> Result<i64, Failure> {
-    let text = "SELECT coalesce(sum(ct), 0)::bigint FROM vw_events_queue_health WHERE status IN ('queued', 'leased')";
+/// Items of a queue that wait or are leased, by anyone; without those that no worker takes by itself.
+pub async fn items_left(session: &mut Session, queue: Queue) -> Result<i64, Failure> {
+    let text = match queue {
+        Queue::Events => {
+            "SELECT coalesce(sum(v.ct), 0)::bigint FROM @extschema@.vw_events_queue_health v LEFT JOIN @extschema@.event_topics t USING (topic) \
+              WHERE v.status IN ('queued', 'leased') AND t.state IS DISTINCT FROM 'paused' AND NOT (t.registered AND t.handler IS NULL) IS TRUE"
+        }
+        Queue::Discovery => {
+            "SELECT coalesce(sum(v.ct), 0)::bigint FROM @extschema@.vw_discovery_queue_health v LEFT JOIN @extschema@.event_topics t \
+                 ON t.topic = 'marketplace.discovery' WHERE v.status IN ('queued', 'processing') AND t.state IS DISTINCT FROM 'paused'"
+        }
+    };
     cell(&session.query_one(text, &[]).await?, 0)
 }
 

@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::connection::Database;
 use crate::connection::failure::Failure;
+use crate::queue::Queue;
 use crate::tasks::trust;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -30,29 +31,64 @@ impl Identity {
     }
 }
 
-/// What the worker has done, and does now.
-#[derive(Debug, Default, Clone)]
-pub struct Pulse {
-    pub draining: bool,
-    pub stopped: bool,
-    /// Loops over the queue that have nothing to do and listen.
-    pub idle: usize,
+/// What has been done of one queue, and is being done.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Tally {
     pub leased: i32,
     pub done: i64,
     pub retried: i64,
     pub failed: i64,
     pub lost: i64,
+    /// When an item was done last.
+    pub done_at: Option<Instant>,
+}
+
+/// What the worker has done, and does now.
+#[derive(Debug, Default, Clone)]
+pub struct Pulse {
+    pub draining: bool,
+    pub stopped: bool,
+    /// Loops over a queue that have nothing to do and listen.
+    pub idle: usize,
+    pub events: Tally,
+    pub discovery: Tally,
     pub scenes: i64,
     pub scenes_failed: i64,
     pub last_error: Option<String>,
-    /// When an event was done last.
-    pub event_at: Option<Instant>,
     /// When a scene was recomputed last.
     pub scene_at: Option<Instant>,
     /// Since when the database is out of reach.
     pub cut_off: Option<Instant>,
     /// The error of each kind of work that was logged last, and when.
     pub told: HashMap<&'static str, (String, Instant)>,
+}
+
+impl Pulse {
+    /// What has been done of this queue.
+    pub fn of(&self, queue: Queue) -> &Tally {
+        match queue {
+            Queue::Events => &self.events,
+            Queue::Discovery => &self.discovery,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn of_mut(&mut self, queue: Queue) -> &mut Tally {
+        match queue {
+            Queue::Events => &mut self.events,
+            Queue::Discovery => &mut self.discovery,
+        }
+    }
+
+    /// Done of both queues.
+    pub fn done(&self) -> i64 {
+        self.events.done + self.discovery.done
+    }
+
+    /// Leased of both queues.
+    pub fn leased(&self) -> i32 {
+        self.events.leased + self.discovery.leased
+    }
 }
 
 /// When to stop.
@@ -71,8 +107,12 @@ pub struct Worker {
     pub identity: Identity,
     pub stop: Stop,
     pub pulse: watch::Sender<Pulse>,
+    /// Whether notifications can reach it.
+    pub listens: bool,
     /// Counts notifications of events; loops over the queue wait for a change.
-    pub events: watch::Sender<u64>,
+    events: watch::Sender<u64>,
+    /// Counts notifications of discovery items.
+    discovery: watch::Sender<u64>,
     /// Counts notifications of dirty scenes.
     pub trust: watch::Sender<u64>,
     /// Held for the length of a recompute, so that a process runs one at a time.
@@ -85,15 +125,25 @@ impl Worker {
     /// A worker that has not done anything yet.
     pub fn new(config: Config, database: Database, identity: Identity, stop: Stop) -> Self {
         Self {
+            listens: !config.pooled || config.listen_url.is_some(),
+            trust_memory: tokio::sync::Mutex::new(trust::Memory::new(config.trust_batch_size)),
             config,
             database,
             identity,
             stop,
             pulse: watch::Sender::default(),
             events: watch::Sender::default(),
+            discovery: watch::Sender::default(),
             trust: watch::Sender::default(),
-            trust_memory: tokio::sync::Mutex::default(),
             beating: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Counts notifications of this queue.
+    pub fn wakes(&self, queue: Queue) -> &watch::Sender<u64> {
+        match queue {
+            Queue::Events => &self.events,
+            Queue::Discovery => &self.discovery,
         }
     }
 

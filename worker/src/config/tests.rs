@@ -17,7 +17,7 @@ fn defaults_are_valid_and_documented() {
     let config = load(&[], &[], None).unwrap();
     assert_eq!(config.trust_timeout, Duration::from_secs(30));
     assert_eq!(config.trust_interval, Duration::from_secs(30));
-    assert_eq!(config.queue_batch_size, 100);
+    assert_eq!(config.events.batch_size, 100);
     assert_eq!(config.drain_timeout, Duration::from_secs(25));
     assert_eq!(config.origins.len(), settings::ALL.len());
 }
@@ -27,9 +27,9 @@ fn flags_beat_environment_beats_file_beats_default() {
     let file = Some("queue_concurrency = 3\nlease_ttl = 33\npoll_interval = 0.5\n");
     let env = [("PGSTEWARD_QUEUE_CONCURRENCY", "4"), ("PGSTEWARD_LEASE_TTL", "44")];
     let config = load(&[("queue_concurrency", "5")], &env, file).unwrap();
-    assert_eq!(config.queue_concurrency, 5);
+    assert_eq!(config.events.concurrency, 5);
     assert_eq!(config.source(&settings::QUEUE_CONCURRENCY), &Source::Flag);
-    assert_eq!(config.lease_ttl, 44);
+    assert_eq!(config.events.lease_ttl, 44);
     assert_eq!(config.source(&settings::LEASE_TTL), &Source::Environment("PGSTEWARD_LEASE_TTL"));
     assert_eq!(config.poll_interval, Duration::from_millis(500));
     assert!(matches!(config.source(&settings::POLL_INTERVAL), Source::File(_)));
@@ -51,6 +51,28 @@ fn documented_variables_work() {
     assert_eq!(config.trust_batch_size, 1000);
     assert_eq!(config.database_url.as_deref(), Some("postgres://h/d"));
     assert_eq!(config.log_level, "debug");
+}
+
+#[test]
+fn each_queue_has_its_own_settings() {
+    let env = [("PGSTEWARD_DISCOVERY_CONCURRENCY", "3"), ("PGSTEWARD_DISCOVERY_LEASE_TTL", "7")];
+    let config = load(&[("queue_batch_size", "11"), ("discovery_batch_size", "12")], &env, None).unwrap();
+    let of = |queue| {
+        let QueueConfig { concurrency, batch_size, lease_ttl } = config.queue(queue);
+        (concurrency, batch_size, lease_ttl)
+    };
+    assert_eq!(of(Queue::Events), (2, 11, 60));
+    assert_eq!(of(Queue::Discovery), (3, 12, 7));
+}
+
+#[test]
+fn a_connection_of_its_own_for_listening_means_a_pooler_unless_told_otherwise() {
+    let pooled = |env: &[(&str, &str)]| load(&[], env, None).unwrap().pooled;
+    let listen = ("LISTEN_URL", "postgres://h/d");
+    assert!(!pooled(&[]));
+    assert!(pooled(&[listen]));
+    assert!(!pooled(&[listen, ("PGSTEWARD_POOLER", "none")]));
+    assert!(pooled(&[("PGSTEWARD_POOLER", "transaction")]));
 }
 
 #[test]

@@ -64,14 +64,27 @@ impl Failure {
         }
     }
 
-    /// True if another connection may fare better: this one is gone, or leads to a server that takes no writes.
+    /// True if another connection may fare better: this one is gone, leads to a server that takes no writes, or looks
+    /// for the extension where it is no more.
     pub fn ends_connection(&self) -> bool {
-        self.lost() || self.code.as_ref() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+        const ELSEWHERE: [SqlState; 4] = [
+            SqlState::READ_ONLY_SQL_TRANSACTION,
+            SqlState::UNDEFINED_FUNCTION,
+            SqlState::UNDEFINED_TABLE,
+            SqlState::INVALID_SCHEMA_NAME,
+        ];
+        self.lost() || self.code.as_ref().is_some_and(|code| ELSEWHERE.contains(code))
     }
 
     /// True if the statement was cancelled: by its timeout, an administrator or ourselves.
     pub fn cancelled(&self) -> bool {
         self.code.as_ref() == Some(&SqlState::QUERY_CANCELED)
+    }
+
+    /// True if less at a time may fare better: it took too long, or stood in the way of others.
+    pub fn too_much(&self) -> bool {
+        const IN_THE_WAY: [SqlState; 2] = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED];
+        self.cancelled() || self.code.as_ref().is_some_and(|code| IN_THE_WAY.contains(code))
     }
 
     /// True if no event of the batch is to blame: conflicts, permissions, resources, a broken schema, bugs.
@@ -177,6 +190,12 @@ impl From<tokio_postgres::Error> for Failure {
             source = inner.source();
         }
         Self::without_code(cause, message)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::without_code(Cause::Network, error.to_string())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Connections to one database: a pool of prepared sessions, and single connections for LISTEN.
 
 pub mod address;
+mod cancel;
 mod conninfo;
 pub mod failure;
 mod pgpass;
@@ -9,18 +10,22 @@ mod tls;
 use crate::problem::Problem;
 use crate::sql;
 use address::Address;
+use cancel::Canceller;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
 use failure::Failure;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{CancelToken, Client, Connection, Row, Socket};
+use tokio_postgres::{Client, Config, Connection, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// Opening a connection, with TLS and login, may take this long beyond its connect_timeout.
 const LOGIN_LIMIT: Duration = Duration::from_secs(10);
-/// The client waits this much longer than the server should need to cancel a statement by itself.
+/// A server that cancels a statement by itself, or was asked to, gets this long to say so.
 const ANSWER_GRACE: Duration = Duration::from_secs(10);
 
 /// A parameter of a statement with its type.
@@ -29,22 +34,32 @@ pub type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 /// What a connection of `Database::connect` needs to be driven.
 pub type Driver = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
+/// How the sessions of a database are to be used.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    /// Sessions that are open at the same time.
+    pub sessions: usize,
+    /// After this a statement is cancelled.
+    pub statement_timeout: Option<Duration>,
+    /// A pooler stands in between: every transaction may run in another session, so nothing is set in any of them.
+    pub pooled: bool,
+}
+
 /// A database that sessions are opened to.
 pub struct Database {
     pub address: Address,
     tls: MakeRustlsConnect,
     pool: Pool,
-    statement_timeout: Option<Duration>,
+    limit: Option<Duration>,
+    /// Where the extension is, quoted, as the last connection has found it.
+    schema: Arc<watch::Sender<String>>,
+    /// How to reach the pooler, if there is one.
+    pooler: Option<Arc<Config>>,
 }
 
 impl Database {
     /// Prepares a pool; nothing connects yet.
-    pub fn new(
-        mut address: Address,
-        application: &str,
-        statement_timeout: Option<Duration>,
-        sessions: usize,
-    ) -> Result<Self, Problem> {
+    pub fn new(mut address: Address, application: &str, usage: Usage) -> Result<Self, Problem> {
         address.config.application_name(application);
         let tls = tls::connector(&address)?;
         let manager = Manager::from_config(
@@ -53,24 +68,39 @@ impl Database {
             ManagerConfig { recycling_method: RecyclingMethod::Fast },
         );
         let create = address.config.get_connect_timeout().copied().unwrap_or_default() + LOGIN_LIMIT;
+        let schema = Arc::new(watch::Sender::default());
+        let found = Arc::clone(&schema);
         let prepare = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
-            Box::pin(async move { sql::prepare(client, statement_timeout).await.map_err(HookError::Backend) })
+            let found = Arc::clone(&found);
+            Box::pin(async move {
+                let schema = match usage.pooled {
+                    true => sql::schema(client).await,
+                    false => sql::prepare(client, usage.statement_timeout).await,
+                };
+                found.send_replace(schema.map_err(HookError::Backend)?.unwrap_or_default());
+                Ok(())
+            })
         });
         let pool = Pool::builder(manager)
-            .max_size(sessions)
+            .max_size(usage.sessions)
             .runtime(Runtime::Tokio1)
             .create_timeout(Some(create))
             .post_create(prepare)
             .build()
             .map_err(|error| Problem::failure(format!("cannot set up connections: {error}")))?;
-        Ok(Self { address, tls, pool, statement_timeout })
+        // A direct session cancels by itself; the client steps in only if it does not.
+        let grace = if usage.pooled { Duration::ZERO } else { ANSWER_GRACE };
+        let limit = usage.statement_timeout.map(|limit| limit + grace);
+        let pooler = usage.pooled.then(|| Arc::new(address.config.clone()));
+        Ok(Self { address, tls, pool, limit, schema, pooler })
     }
 
     /// A session from the pool.
     pub async fn session(&self) -> Result<Session, Failure> {
         let client = self.pool.get().await?;
-        let limit = self.statement_timeout.map(|limit| limit + ANSWER_GRACE);
-        Ok(Session { client: Some(client), tls: self.tls.clone(), limit })
+        let schema = self.schema.borrow().clone();
+        let pooler = self.pooler.clone();
+        Ok(Session { client: Some(client), tls: self.tls.clone(), limit: self.limit, schema, pooler })
     }
 
     /// A connection of its own, to be driven by the caller.
@@ -88,25 +118,38 @@ pub struct Session {
     client: Option<Object>,
     tls: MakeRustlsConnect,
     limit: Option<Duration>,
+    schema: String,
+    pooler: Option<Arc<Config>>,
 }
 
 impl Session {
-    /// Runs a statement in one round trip and returns its rows.
+    /// Runs a statement in one round trip and returns its rows. `@extschema@` in it is the schema of the extension.
     pub async fn query(&mut self, text: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Failure> {
-        let Some(client) = &self.client else {
-            return Err(Failure::closed());
-        };
-        let answer = client.query_typed(text, parameters);
-        let answer = match self.limit {
-            Some(limit) => timeout(limit, answer).await.map_err(|_| Failure::timeout(limit)),
-            None => Ok(answer.await),
-        };
-        let answer = answer.and_then(|answer| answer.map_err(Failure::from));
+        let answer = self.answer(&text.replace("@extschema@", &self.schema), parameters).await;
         if answer.as_ref().is_err_and(Failure::ends_connection) {
             // Nobody else shall get a connection that is broken or still waits for an answer.
             self.client.take().map(Object::take);
         }
         answer
+    }
+
+    /// The answer to a statement; it is cancelled if that takes too long.
+    async fn answer(&self, text: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Failure> {
+        let (Some(client), Some(canceller)) = (&self.client, self.canceller()) else {
+            return Err(Failure::closed());
+        };
+        let mut answer = pin!(client.query_typed(text, parameters));
+        let Some(limit) = self.limit else {
+            return Ok(answer.await?);
+        };
+        if let Ok(answer) = timeout(limit, &mut answer).await {
+            return Ok(answer?);
+        }
+        canceller.cancel().await;
+        match timeout(ANSWER_GRACE, answer).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(Failure::timeout(limit + ANSWER_GRACE)),
+        }
     }
 
     /// Runs a statement that returns exactly one row.
@@ -118,21 +161,6 @@ impl Session {
     /// What can cancel the statement that this session runs.
     pub fn canceller(&self) -> Option<Canceller> {
         let client = self.client.as_ref()?;
-        Some(Canceller { token: client.cancel_token(), tls: self.tls.clone() })
-    }
-}
-
-/// Cancels the running statement of one session.
-pub struct Canceller {
-    token: CancelToken,
-    tls: MakeRustlsConnect,
-}
-
-impl Canceller {
-    /// Asks the server to cancel. Whether it did shows in the statement's own result.
-    pub async fn cancel(&self) {
-        if let Err(error) = self.token.cancel_query(self.tls.clone()).await {
-            tracing::debug!(error = %Failure::from(error), "the cancel request failed");
-        }
+        Some(Canceller { token: client.cancel_token(), tls: self.tls.clone(), pooler: self.pooler.clone() })
     }
 }

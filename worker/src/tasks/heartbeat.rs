@@ -48,9 +48,9 @@ async fn send(worker: &Worker) -> Result<(), Failure> {
         version: env!("CARGO_PKG_VERSION"),
         started_at: worker.identity.started_at,
         state,
-        waiting: state == "running" && pulse.idle > 0,
-        leased: pulse.leased,
-        events_done: pulse.done,
+        waiting: state == "running" && pulse.idle > 0 && worker.listens,
+        leased: pulse.leased(),
+        events_done: pulse.done(),
         last_error: pulse.last_error.as_deref(),
     };
     sql::worker_beat(&mut session, &beat).await

@@ -3,6 +3,7 @@
 use crate::backoff::Backoff;
 use crate::connection::failure::Failure;
 use crate::connection::{Database, Driver};
+use crate::queue::Queue;
 use crate::worker::Worker;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -11,6 +12,10 @@ use tokio_postgres::AsyncMessage;
 
 /// Listens until the worker stops, and connects again whenever the connection breaks.
 pub async fn run(worker: Arc<Worker>, direct: Option<Database>) {
+    if !worker.listens {
+        tracing::info!("no LISTEN_URL, and notifications do not pass through a pooler: polling only");
+        return;
+    }
     let mut backoff = Backoff::default();
     let mut told = false;
     loop {
@@ -42,7 +47,9 @@ async fn listen(worker: &Worker, database: &Database, backoff: &mut Backoff, tol
     *told = false;
     tracing::debug!("listening for notifications");
     // What was sent while nobody listened is found by looking.
-    Worker::notify(&worker.events);
+    for queue in Queue::ALL {
+        Worker::notify(worker.wakes(queue));
+    }
     Worker::notify(&worker.trust);
     loop {
         tokio::select! {
@@ -64,10 +71,11 @@ async fn listen(worker: &Worker, database: &Database, backoff: &mut Backoff, tol
 async fn drive(worker: &Worker, mut driver: Driver) -> Result<(), Failure> {
     while let Some(message) = poll_fn(|context| driver.poll_message(context)).await {
         if let AsyncMessage::Notification(notification) = message? {
-            match notification.payload() {
-                "events" => Worker::notify(&worker.events),
-                "trust" => Worker::notify(&worker.trust),
-                other => tracing::debug!(payload = other, "unknown notification"),
+            let payload = notification.payload();
+            match Queue::ALL.into_iter().find(|queue| queue.name() == payload) {
+                Some(queue) => Worker::notify(worker.wakes(queue)),
+                None if payload == "trust" => Worker::notify(&worker.trust),
+                None => tracing::debug!(payload, "unknown notification"),
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Recomputing trust: on a schedule, when notified, and again at once while scenes are left.
 
 use crate::backoff::Backoff;
+use crate::batch_size::BatchSize;
 use crate::connection::Session;
 use crate::connection::failure::Failure;
 use crate::sql::{self, Recomputed, SceneFailure};
@@ -9,18 +10,39 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::timeout;
 
 /// However many notifications come, recomputes begin at most this often.
 const APART: Duration = Duration::from_secs(1);
 
-/// What is remembered from one recompute to the next, so that each thing is logged once.
-#[derive(Debug, Default)]
+/// With a large backlog a batch is up to this many times the configured size: reading many scenes at once is cheaper.
+const LARGER: i32 = 16;
+/// A batch is this part of the backlog at most, so that other workers find their share.
+const SHARE: i64 = 4;
+/// What `trust_recompute` takes at most.
+const MOST: i32 = 1_000_000;
+
+/// What is remembered from one recompute to the next.
+#[derive(Debug)]
 pub struct Memory {
-    /// Failures that have been logged: the attempt of each mark. None until the first cycle.
+    /// How large a batch may get.
+    largest: BatchSize,
+    /// Failures that have been logged, so that each is logged once: the attempt of each mark. None until the first cycle.
     failures: Option<HashMap<i64, i32>>,
     /// Dirty scenes when nothing could be done about them: they wait to be tried again.
     waiting: i64,
+}
+
+impl Memory {
+    /// Nothing to remember yet; batches have at least this size.
+    pub fn new(batch_size: i32) -> Self {
+        let largest = BatchSize::between(batch_size, batch_size.saturating_mul(LARGER).min(MOST));
+        Self { largest, failures: None, waiting: 0 }
+    }
+
+    /// The batch size for so many dirty scenes.
+    fn batch_size(&self, dirty: i64, least: i32) -> i32 {
+        i32::try_from(dirty / SHARE).unwrap_or(i32::MAX).min(self.largest.now()).max(least)
+    }
 }
 
 /// Recomputes until the worker stops.
@@ -73,10 +95,21 @@ pub async fn cycle(worker: &Worker) -> Result<Recomputed, Failure> {
     if announced {
         announce();
     }
-    let Some(run) = recompute(worker, &mut session).await? else {
-        tracing::info!("trust recompute cancelled: its scenes stay dirty");
-        return Ok(Recomputed::default());
+    let batch_size = memory.batch_size(dirty, worker.config.trust_batch_size);
+    let run = match recompute(worker, &mut session, batch_size).await {
+        Ok(Some(run)) => run,
+        Ok(None) => {
+            tracing::info!("trust recompute cancelled: its scenes stay dirty");
+            return Ok(Recomputed::default());
+        }
+        Err(failure) => {
+            if failure.too_much() {
+                memory.largest.was_too_much();
+            }
+            return Err(failure);
+        }
     };
+    memory.largest.went_well(usize::try_from(run.processed).unwrap_or_default(), Duration::ZERO);
     let acted = run.processed + run.failed > 0 || run.timed_out;
     memory.waiting = if acted { 0 } else { dirty };
     if acted && !announced {
@@ -130,20 +163,35 @@ fn log_end(worker: &Worker, run: &Recomputed) {
 }
 
 /// Recomputes. When the worker must stop now, that is cancelled and all of it undone: then None.
-async fn recompute(worker: &Worker, session: &mut Session) -> Result<Option<Recomputed>, Failure> {
+async fn recompute(worker: &Worker, session: &mut Session, batch_size: i32) -> Result<Option<Recomputed>, Failure> {
     let canceller = session.canceller();
     let config = &worker.config;
-    let mut call = pin!(sql::trust_recompute(session, config.trust_batch_size, config.trust_timeout));
+    let mut call = pin!(sql::trust_recompute(session, batch_size, config.trust_timeout));
     tokio::select! {
         done = &mut call => return done.map(Some),
         () = worker.stop.now.cancelled() => (),
     }
     if let Some(canceller) = canceller {
-        // The outcome of the call itself tells whether it was cancelled.
-        let _ = timeout(APART, canceller.cancel()).await;
+        canceller.cancel().await;
     }
     match call.await {
+        // The outcome of the call itself tells whether it was cancelled.
         Err(failure) if failure.cancelled() => Ok(None),
         done => done.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_follows_the_backlog_between_the_setting_and_sixteen_times_as_much() {
+        let mut memory = Memory::new(500);
+        let sizes = [0, 500, 10_000, 100_000].map(|dirty| memory.batch_size(dirty, 500));
+        assert_eq!(sizes, [500, 500, 2500, 8000]);
+        memory.largest.was_too_much();
+        assert_eq!(memory.batch_size(100_000, 500), 4000);
+        assert_eq!(Memory::new(1_000_000).batch_size(i64::MAX, 1_000_000), 1_000_000);
     }
 }
