@@ -1,4 +1,4 @@
-"""The private server of the benchmarks, set up as for production except for autovacuum."""
+"""The private servers of the benchmarks, set up as for production; each benchmark may change settings."""
 
 import hashlib
 import os
@@ -22,15 +22,17 @@ SETTINGS = {
 
 
 class BenchServer:
-    """A cluster named `bench` and its databases."""
+    """A cluster of its own and its databases."""
 
-    def __init__(self):
-        pg_config = os.environ.get("PG_CONFIG")
-        self.cluster = Cluster(name="bench") if pg_config else Cluster(major=servers.default_major(), name="bench")
+    Error = psycopg.Error
+
+    def __init__(self, name="bench", **changed):
+        self.settings = SETTINGS | changed
+        self.cluster = Cluster(name=name) if os.environ.get("PG_CONFIG") else Cluster(major=servers.default_major(), name=name)
 
     def start(self, install=True):
         """Install the extension as it stands and start the server with it."""
-        self.cluster.start(SETTINGS)
+        self.cluster.start(self.settings)
         if install:
             with Step("build and install the extension"):
                 run([sys.executable, ROOT / "dev/extension.py", "install", "--pg-config", self.cluster.pg_config],
@@ -47,11 +49,20 @@ class BenchServer:
         return psycopg.connect(host=str(self.cluster.socket_dir), port=self.cluster.port, user="postgres",
                                dbname=database, autocommit=True, **options)
 
-    def create_database(self, name):
-        """An empty database with the schema of pgsteward."""
+    def environment(self, database):
+        """The variables of a client over the Unix socket."""
+        return self.cluster.environment() | {
+            "PGDATABASE": database, "DATABASE_URL": f"host={self.cluster.socket_dir} port={self.cluster.port} user=postgres dbname={database}"}
+
+    def copy_database(self, name, template="template1"):
+        """A new database as its template is, in place of an older one; nobody may be connected to the template."""
         with self.connect("postgres") as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            connection.execute(f"CREATE DATABASE {name}")
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+
+    def create_database(self, name):
+        """An empty database with the schema of pgsteward."""
+        self.copy_database(name)
         with self.connect(name) as connection:
             connection.execute("CREATE EXTENSION pgsteward")
             connection.execute("SELECT count(*) FROM steward_migrate()")
@@ -70,7 +81,7 @@ class BenchServer:
                       if line.startswith("model name")), "unknown")
         revision = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
         return {"cores": os.cpu_count(), "memory_gib": round(memory, 1), "cpu": model, "postgresql": version,
-                "revision": revision.stdout.strip(), "library": self.library(), "settings": SETTINGS}
+                "revision": revision.stdout.strip(), "library": self.library(), "settings": self.settings}
 
 
 def require_disk(gigabytes):
