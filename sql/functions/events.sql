@@ -194,6 +194,26 @@ END $$;
 COMMENT ON FUNCTION check_enqueue(text, int, timestamptz, int) IS
     'Raises an error unless something may be enqueued so; returns the rules of the topic, which becomes known by it.';
 
+CREATE OR REPLACE FUNCTION check_payloads(topic text, payloads jsonb[], max_bytes int) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    bad int;
+BEGIN
+    SELECT n INTO bad FROM unnest(payloads) WITH ORDINALITY AS p(payload, n)
+     WHERE jsonb_typeof(payload) IS DISTINCT FROM 'object' OR pg_column_size(payload) > max_bytes LIMIT 1;
+    IF bad IS NOT NULL THEN
+        IF jsonb_typeof(payloads[bad]) = 'object' THEN
+            RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded', MESSAGE = format('payload %s is larger than topic "%s" allows', bad, topic),
+                DETAIL = format('It has %s bytes; the limit is %s.', pg_column_size(payloads[bad]), max_bytes),
+                HINT = format('Enqueue a reference instead, or raise the limit: SELECT configure_topic(%L, ''{"max_payload_bytes": ...}'').', topic);
+        END IF;
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('payload %s is not a JSON object', bad),
+            DETAIL = format('The payload is: %s', coalesce(left(payloads[bad]::text, 200), 'NULL')),
+            HINT = 'Give a JSON object such as {"user_id": "..."}; {} if there is nothing to say.';
+    END IF;
+END $$;
+COMMENT ON FUNCTION check_payloads(text, jsonb[], int) IS 'Raises 22023 or 54000 unless every payload is a JSON object of at most so many bytes.';
+
 CREATE OR REPLACE FUNCTION enqueue_events(
     topic text, payloads jsonb[], idempotency_keys text[] DEFAULT NULL,
     priority int DEFAULT 0, run_at timestamptz DEFAULT NULL, max_attempts int DEFAULT NULL, ordering_keys text[] DEFAULT NULL) RETURNS SETOF bigint
@@ -203,8 +223,8 @@ DECLARE
     due       timestamptz := coalesce(enqueue_events.run_at, now());
     later     boolean := due > clock_timestamp();
     line      timestamptz := due + enqueue_events.priority * interval '30 seconds';
-    bad       int;
     lane      text;
+    n         int;
 BEGIN
     SELECT t.* INTO rules FROM event_topics t WHERE t.topic = enqueue_events.topic;
     IF (rules.state <> 'draining' AND priority BETWEEN -100 AND 100 AND isfinite(due) AND coalesce(max_attempts, 1) BETWEEN 1 AND 100
@@ -216,17 +236,8 @@ BEGIN
         PERFORM require_valid(cardinality(payloads) <= 100000, format('%s payloads are too many', cardinality(payloads)), 'Enqueue at most 100000 in a call.', '54000');
     END IF;
     max_attempts := coalesce(max_attempts, rules.max_attempts);
-    SELECT n INTO bad FROM unnest(payloads) WITH ORDINALITY AS p(payload, n)
-     WHERE jsonb_typeof(payload) IS DISTINCT FROM 'object' OR pg_column_size(payload) > rules.max_payload_bytes LIMIT 1;
-    IF bad IS NOT NULL THEN
-        IF jsonb_typeof(payloads[bad]) = 'object' THEN
-            RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded', MESSAGE = format('payload %s is larger than topic "%s" allows', bad, topic),
-                DETAIL = format('It has %s bytes; the limit is %s.', pg_column_size(payloads[bad]), rules.max_payload_bytes),
-                HINT = format('Enqueue a reference instead, or raise the limit: SELECT configure_topic(%L, ''{"max_payload_bytes": ...}'').', topic);
-        END IF;
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('payload %s is not a JSON object', bad),
-            DETAIL = format('The payload is: %s', coalesce(left(payloads[bad]::text, 200), 'NULL')),
-            HINT = 'Give a JSON object such as {"user_id": "..."}; {} if there is nothing to say.';
+    IF idempotency_keys IS NOT NULL OR ordering_keys IS NOT NULL THEN
+        PERFORM check_payloads(topic, payloads, rules.max_payload_bytes);
     END IF;
     IF ordering_keys IS NOT NULL THEN
         PERFORM require_valid(cardinality(ordering_keys) = cardinality(payloads),
@@ -240,15 +251,20 @@ BEGIN
     IF idempotency_keys IS NULL AND ordering_keys IS NULL THEN
         RETURN QUERY
         INSERT INTO events_queue_live AS q (topic, payload, priority, run_at, turn_at, deferred, max_attempts)
-        SELECT enqueue_events.topic, p.payload, enqueue_events.priority, due, line + n * interval '1 microsecond', later, enqueue_events.max_attempts
-          FROM unnest(payloads) WITH ORDINALITY AS p(payload, n)
+        SELECT enqueue_events.topic, p.payload, enqueue_events.priority, due, line + p.at * interval '1 microsecond', later, enqueue_events.max_attempts
+          FROM unnest(payloads) WITH ORDINALITY AS p(payload, at)
+         WHERE jsonb_typeof(p.payload) = 'object' AND pg_column_size(p.payload) <= rules.max_payload_bytes
         RETURNING q.id;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(payloads) THEN
+            PERFORM check_payloads(topic, payloads, rules.max_payload_bytes);
+        END IF;
     ELSIF idempotency_keys IS NULL THEN
         RETURN QUERY
         INSERT INTO events_queue_live AS q (topic, payload, priority, run_at, turn_at, max_attempts, ordering_key, waits, deferred, watched)
-        SELECT enqueue_events.topic, p.payload, enqueue_events.priority, due, line + n * interval '1 microsecond', enqueue_events.max_attempts,
+        SELECT enqueue_events.topic, p.payload, enqueue_events.priority, due, line + p.at * interval '1 microsecond', enqueue_events.max_attempts,
                p.key, (p.key IS NOT NULL)::int, later OR p.key IS NOT NULL, p.key IS NOT NULL
-          FROM unnest(payloads, ordering_keys) WITH ORDINALITY AS p(payload, key, n) ORDER BY n
+          FROM unnest(payloads, ordering_keys) WITH ORDINALITY AS p(payload, key, at) ORDER BY p.at
         RETURNING q.id;
     ELSE
         PERFORM require_valid(cardinality(idempotency_keys) = cardinality(payloads),
@@ -258,15 +274,15 @@ BEGIN
             'an idempotency key is empty or longer than 500 characters', 'Leave the key out (NULL), or give 1 to 500 characters.');
         IF array_position(idempotency_keys, NULL) IS NOT NULL THEN
             INSERT INTO events_queue_live (topic, payload, priority, run_at, turn_at, max_attempts, ordering_key, waits, deferred, watched)
-            SELECT enqueue_events.topic, p.payload, enqueue_events.priority, due, line + n * interval '1 microsecond', enqueue_events.max_attempts,
-                   ordering_keys[n], (ordering_keys[n] IS NOT NULL)::int, later OR ordering_keys[n] IS NOT NULL, ordering_keys[n] IS NOT NULL
-              FROM unnest(payloads, idempotency_keys) WITH ORDINALITY AS p (payload, key, n) WHERE p.key IS NULL;
+            SELECT enqueue_events.topic, p.payload, enqueue_events.priority, due, line + p.at * interval '1 microsecond', enqueue_events.max_attempts,
+                   ordering_keys[p.at], (ordering_keys[p.at] IS NOT NULL)::int, later OR ordering_keys[p.at] IS NOT NULL, ordering_keys[p.at] IS NOT NULL
+              FROM unnest(payloads, idempotency_keys) WITH ORDINALITY AS p (payload, key, at) WHERE p.key IS NULL;
         END IF;
         LOOP
             -- Keys are claimed in one order by everybody, so that two callers with the same keys wait for each other and never deadlock.
             WITH wanted AS MATERIALIZED (
-                SELECT key, min(n) AS n, nextval('queue_id_seq') AS id
-                  FROM unnest(idempotency_keys) WITH ORDINALITY AS k (key, n) WHERE key IS NOT NULL GROUP BY key ORDER BY key
+                SELECT key, min(k.at) AS n, nextval('queue_id_seq') AS id
+                  FROM unnest(idempotency_keys) WITH ORDINALITY AS k (key, at) WHERE key IS NOT NULL GROUP BY key ORDER BY key
             ), claimed AS (
                 INSERT INTO event_keys AS e (topic, idempotency_key, event_id)
                 SELECT enqueue_events.topic, key, id FROM wanted ORDER BY key
@@ -323,8 +339,8 @@ BEGIN
                 AND NOT EXISTS (SELECT FROM event_keys k WHERE k.topic = enqueue_events.topic AND k.idempotency_key = w.key));
         END LOOP;
         RETURN QUERY
-        SELECT k.event_id FROM unnest(idempotency_keys) WITH ORDINALITY AS w(key, n)
-          LEFT JOIN event_keys k ON k.topic = enqueue_events.topic AND k.idempotency_key = w.key ORDER BY n;
+        SELECT k.event_id FROM unnest(idempotency_keys) WITH ORDINALITY AS w(key, at)
+          LEFT JOIN event_keys k ON k.topic = enqueue_events.topic AND k.idempotency_key = w.key ORDER BY w.at;
     END IF;
     IF ordering_keys IS NOT NULL THEN
         FOR lane IN SELECT DISTINCT k FROM unnest(ordering_keys) AS k WHERE k IS NOT NULL LOOP
