@@ -6,7 +6,7 @@ BENCH  ?= trust
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start stop psql test conformance bench lint install catalogue clean
+.PHONY: help demo start stop psql test chaos conformance bench lint install catalogue clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ psql:  ## a psql session on the private cluster
 test:  ## run every test, on the distribution's PostgreSQL and on 18 (TEST="--only scenarios --major 15 -- -k name" selects)
 	@$(PYTHON) dev/provide.py check
 	@$(PYTHON) tests/run.py $(TEST)
+
+chaos:  ## kill and cut everything around the queues, then compare what everybody saw with the tables (SEED=42)
+	@$(PYTHON) dev/extension.py install
+	@cargo build --quiet --release --locked --package pgsteward-worker
+	@$(PYTHON) tests/chaos/run.py $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
 conformance:  ## which promises of the source documents are proven by the last `make test`
 	@$(PYTHON) tests/conformance.py

@@ -181,14 +181,18 @@ DECLARE
     tokens uuid[];
 BEGIN
     -- What was enqueued anew while it was leased waits again instead: the newer request has not failed.
-    WITH put_back AS (
+    WITH newer AS MATERIALIZED (
+        SELECT q.id, q.lease_token FROM {queue}_live q WHERE q.id = ANY (ids) AND q.again FOR UPDATE
+    ), put_back AS (
         UPDATE {queue}_live q
            SET status = 'queued', lease_token = NULL, lease_expires_at = NULL, attempts = 0, again = false, last_error = left(bury_{items}.reason, 2000),
                updated_at = clock_timestamp(), turn_at = clock_timestamp() + q.priority * interval '30 seconds'
-         WHERE q.id = ANY (ids) AND q.again
-        RETURNING q.id
+          FROM newer n WHERE q.id = n.id
+        RETURNING q.id, q.topic, q.watched, n.lease_token
     )
-    SELECT coalesce(array_agg(p.id), '{}') INTO renewed FROM put_back p;
+    SELECT coalesce(array_agg(p.id), '{}'), array_agg(p.topic) FILTER (WHERE p.watched), array_agg(p.lease_token) FILTER (WHERE p.watched)
+      INTO renewed, topics, tokens FROM put_back p;
+    PERFORM free_slots(w.token, array_agg(w.topic)) FROM unnest(tokens, topics) AS w (token, topic) GROUP BY w.token;
     WITH ended AS (
         DELETE FROM {queue}_live q WHERE q.id = ANY (ids) AND NOT q.id = ANY (renewed) RETURNING q.*
     ), kept AS (

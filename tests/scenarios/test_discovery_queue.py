@@ -270,3 +270,13 @@ def test_bad_input_is_refused(db, interest):
             refused(connection, f"SELECT * FROM {call}", code)
         assert connection.execute("SELECT held FROM ack_discovery_items('{1}', gen_random_uuid())").fetchone()[0] is False
     assert statuses(db) == {}
+
+
+def test_a_failure_of_an_item_enqueued_anew_frees_its_slot(db, interest):
+    db.run("SELECT * FROM configure_topic('marketplace.discovery', '{\"max_leased\": 1}')")
+    item = db.one("SELECT enqueue_discovery_item(%s)", (interest[0],))
+    ids, token = lease(db)
+    db.run("SELECT enqueue_discovery_item(%s)", (interest[0],))
+    (row,) = db.run("SELECT * FROM fail_discovery_items(%s, %s, 'broken', false)", (ids, token))
+    assert (row.held, row.status) == (True, "queued")
+    assert lease(db)[0] == [item]
