@@ -47,7 +47,7 @@ GRANT EXECUTE ON FUNCTION
     lease_events(text, int, int, text), hold_events(bigint[], uuid, timestamptz),
     ack_events(bigint[], uuid, jsonb[], timestamptz), fail_events(bigint[], uuid, text, boolean, timestamptz),
     extend_events(bigint[], uuid, int, timestamptz), release_events(bigint[], uuid, timestamptz), expire_events(int, timestamptz),
-    run_handler(text, bigint[], jsonb[]), process_events(bigint[], uuid),
+    check_lease_arguments(bigint[], uuid), check_ids(bigint[]), lock_order(bigint[]), run_handler(text, bigint[], jsonb[]), process_events(bigint[], uuid),
     lease_discovery_items(int, int, text), hold_discovery_items(bigint[], uuid, timestamptz),
     ack_discovery_items(bigint[], uuid, jsonb[], timestamptz), fail_discovery_items(bigint[], uuid, text, boolean, timestamptz),
     extend_discovery_items(bigint[], uuid, int, timestamptz), release_discovery_items(bigint[], uuid, timestamptz), expire_discovery_items(int, timestamptz),

@@ -126,18 +126,22 @@ COMMENT ON COLUMN vw_xmin_horizon.held_sec IS 'Seconds since then';
 COMMENT ON COLUMN vw_xmin_horizon.detail IS 'What it does';
 
 CREATE OR REPLACE VIEW health_queue (check_name, level, subject, value, threshold, detail, hint) AS
-WITH lines AS (
+WITH events AS MATERIALIZED (
+    SELECT topic, status, ct, p95_age_sec, stuck_ct, topic_state FROM vw_events_queue_health
+), items AS MATERIALIZED (
+    SELECT status, ct, p95_age_sec, stuck_ct, high_retry_ct, topic_state FROM vw_discovery_queue_health
+), lines AS (
     SELECT topic AS subject, max(p95_age_sec) AS age, sum(ct) AS ct, sum(stuck_ct) AS stuck, max(topic_state) AS state
-      FROM vw_events_queue_health WHERE status IN ('queued', 'leased') GROUP BY topic
+      FROM events WHERE status IN ('queued', 'leased') GROUP BY topic
     UNION ALL
     SELECT 'marketplace_discovery_queue', max(p95_age_sec), sum(ct), sum(stuck_ct), max(topic_state)
-      FROM vw_discovery_queue_health WHERE status IN ('queued', 'processing') HAVING count(*) > 0
+      FROM items WHERE status IN ('queued', 'processing') HAVING count(*) > 0
 ), failed AS (
-    SELECT topic AS subject, ct FROM vw_events_queue_health WHERE status = 'error'
+    SELECT topic AS subject, ct FROM events WHERE status = 'error'
     UNION ALL
-    SELECT 'marketplace_discovery_queue', ct FROM vw_discovery_queue_health WHERE status = 'error'
+    SELECT 'marketplace_discovery_queue', ct FROM items WHERE status = 'error'
 ), retried AS (
-    SELECT coalesce(sum(high_retry_ct), 0) AS ct FROM vw_discovery_queue_health
+    SELECT coalesce(sum(high_retry_ct), 0) AS ct FROM items
 ), oldest AS (
     SELECT holder, kind, held_sec, detail FROM vw_xmin_horizon WHERE held_sec IS NOT NULL ORDER BY held_sec DESC LIMIT 1
 )

@@ -50,8 +50,18 @@ BEGIN
         EXIT WHEN found_ct = (SELECT count(DISTINCT (w.interest_id, w.category_id, w.reason)) FROM unnest(interest_ids, category_ids, reasons) AS w (interest_id, category_id, reason));
     END LOOP;
     -- What has ended before is armed anew by it: the old row goes.
-    DELETE FROM marketplace_discovery_queue q USING unnest(interest_ids, category_ids, reasons) AS w (interest_id, category_id, reason)
-     WHERE q.interest_id = w.interest_id AND q.category_id IS NOT DISTINCT FROM w.category_id AND q.reason = w.reason AND q.status IN ('done', 'error');
+    WITH wanted AS (
+        SELECT DISTINCT w.interest_id, w.category_id, w.reason FROM unnest(interest_ids, category_ids, reasons) AS w (interest_id, category_id, reason)
+    ), done AS (
+        DELETE FROM marketplace_discovery_queue_done q USING wanted w
+         WHERE q.interest_id = w.interest_id AND q.category_id IS NOT DISTINCT FROM w.category_id AND q.reason = w.reason RETURNING q.status
+    ), failed AS (
+        DELETE FROM marketplace_discovery_queue_error q USING wanted w
+         WHERE q.interest_id = w.interest_id AND q.category_id IS NOT DISTINCT FROM w.category_id AND q.reason = w.reason RETURNING q.status
+    ), before AS (
+        SELECT d.status FROM done d UNION ALL SELECT f.status FROM failed f
+    )
+    INSERT INTO event_tally (topic, status, ct) SELECT rules.topic, b.status, -count(*) FROM before b GROUP BY b.status;
     PERFORM wake_workers('discovery');
     RETURN QUERY
     SELECT q.id FROM unnest(interest_ids, category_ids, reasons) WITH ORDINALITY AS w (interest_id, category_id, reason, n)
@@ -79,7 +89,7 @@ BEGIN
     PERFORM check_ttl(ttl_seconds), require_argument(max_items, 'max_items');
     PERFORM require_valid(max_items BETWEEN 1 AND 10000, format('max_items %s is out of range', max_items), 'Lease 1 to 10000 items at a time.');
     PERFORM promote_discovery_items();
-    RETURN QUERY SELECT * FROM claim_discovery_items('marketplace.discovery', max_items, ttl_seconds, worker, gen_random_uuid());
+    RETURN QUERY SELECT * FROM claim_discovery_items('marketplace.discovery', max_items, ttl_seconds, worker, gen_random_uuid(), true);
 END $$;
 COMMENT ON FUNCTION lease_discovery_items(int, int, text) IS
     'Leases up to max_items ready discovery items for ttl_seconds and returns them with one lease token. Expired leases count as ready. The attempt counts now. While the topic "marketplace.discovery" is paused, nothing is leased.';

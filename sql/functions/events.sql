@@ -129,6 +129,8 @@ BEGIN
             HINT = 'SELECT col_description(''event_topics''::regclass, attnum), attname FROM pg_attribute WHERE attrelid = ''event_topics''::regclass says what each is.';
     END;
     PERFORM require_valid(FOUND, format('there is no topic "%s"', topic), 'Register it: SELECT register_topic(''' || topic || ''').', 'undefined_object');
+    INSERT INTO topic_usage (topic, tokens, refilled_at)
+    SELECT t.topic, coalesce(t.rate_limit, 0), clock_timestamp() FROM event_topics t WHERE t.topic = configure_topic.topic ON CONFLICT DO NOTHING;
     INSERT INTO audit_log (action, subject, detail) VALUES ('configure_topic', topic, settings);
 END $$;
 COMMENT ON FUNCTION configure_topic(text, jsonb) IS
@@ -227,6 +229,9 @@ DECLARE
     n         int;
 BEGIN
     SELECT t.* INTO rules FROM event_topics t WHERE t.topic = enqueue_events.topic;
+    IF topic = 'marketplace.discovery' THEN
+        PERFORM require_valid(false, 'topic "marketplace.discovery" is that of marketplace_discovery_queue', 'SELECT enqueue_discovery_item(...) instead.');
+    END IF;
     IF (rules.state <> 'draining' AND priority BETWEEN -100 AND 100 AND isfinite(due) AND coalesce(max_attempts, 1) BETWEEN 1 AND 100
         AND cardinality(payloads) BETWEEN 1 AND 100000) IS NOT TRUE
     THEN
@@ -245,7 +250,7 @@ BEGIN
             'Give one key per payload; NULL for an event without.', 'array_subscript_error');
         PERFORM require_valid(NOT EXISTS (SELECT FROM unnest(ordering_keys) k WHERE k = '' OR length(k) > 200),
             'an ordering key is empty or longer than 200 characters', 'Leave the key out (NULL), or give 1 to 200 characters.');
-        PERFORM lock_keys(topic, ordering_keys);
+        PERFORM lock_keys(array_fill(topic, ARRAY[cardinality(ordering_keys)]), ordering_keys);
     END IF;
 
     IF idempotency_keys IS NULL AND ordering_keys IS NULL THEN
@@ -344,7 +349,7 @@ BEGIN
     END IF;
     IF ordering_keys IS NOT NULL THEN
         FOR lane IN SELECT DISTINCT k FROM unnest(ordering_keys) AS k WHERE k IS NOT NULL LOOP
-            PERFORM advance_key(topic, lane, rules);
+            PERFORM advance_key(topic, lane, rules, false);
         END LOOP;
     END IF;
     IF EXISTS (SELECT FROM worker_heartbeats h WHERE h.waiting) THEN
@@ -368,7 +373,7 @@ BEGIN
         INSERT INTO events_queue_live AS q (topic, payload, priority, turn_at, max_attempts)
         SELECT t.topic, enqueue_event.payload, enqueue_event.priority, now() + enqueue_event.priority * interval '30 seconds', t.max_attempts
           FROM event_topics t
-         WHERE t.topic = enqueue_event.topic AND t.state <> 'draining' AND jsonb_typeof(enqueue_event.payload) = 'object'
+         WHERE t.topic = enqueue_event.topic AND t.topic <> 'marketplace.discovery' AND t.state <> 'draining' AND jsonb_typeof(enqueue_event.payload) = 'object'
            AND pg_column_size(enqueue_event.payload) <= t.max_payload_bytes AND enqueue_event.priority BETWEEN -100 AND 100
         RETURNING q.id, EXISTS (SELECT FROM worker_heartbeats h WHERE h.waiting) INTO event, wanted;
         IF FOUND THEN
@@ -386,6 +391,7 @@ BEGIN
     PERFORM require_valid(ordering_key IS NULL AND idempotency_key IS NULL, 'an event that waits for others cannot have a key as well',
         'Leave out either after or idempotency_key and ordering_key.');
     PERFORM check_ids(after);
+    PERFORM require_valid(cardinality(after) <= 1000, format('%s events to wait for are too many', cardinality(after)), 'Wait for at most 1000.', '54000');
     -- Locked, no parent ends, is requeued or goes until this one is known to wait for it. One that moved meanwhile is locked at the next try.
     LOOP
         SELECT array_agg(q.id) INTO locked FROM (SELECT e.id FROM events_queue e WHERE e.id = ANY (after) ORDER BY e.id FOR UPDATE) q;
@@ -411,6 +417,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     batch record;
 BEGIN
+    PERFORM lock_keys(array_agg(a.topic), array_agg(a.ordering_key)) FROM arrived a WHERE a.ordering_key IS NOT NULL;
     FOR batch IN
         SELECT a.topic, a.priority, a.run_at, a.max_attempts, array_agg(a.payload ORDER BY a.inbox_id) AS payloads,
                CASE WHEN count(a.idempotency_key) > 0 THEN array_agg(a.idempotency_key ORDER BY a.inbox_id) END AS idempotency_keys,
@@ -451,18 +458,18 @@ BEGIN
         IF EXISTS (SELECT FROM event_topics t WHERE t.topic = lease_events.topic AND t.state = 'paused') THEN
             PERFORM require_valid(false, format('topic "%s" is paused', topic), format('SELECT resume_topic(%L) lets it go on.', topic), 'object_not_in_prerequisite_state');
         END IF;
-        RETURN QUERY SELECT * FROM claim_events(topic, max_events, ttl_seconds, worker, token);
+        RETURN QUERY SELECT * FROM claim_events(topic, max_events, ttl_seconds, worker, token, true);
         RETURN;
     END IF;
 
     -- Every topic that has something in line gets the same share, in random order; what one leaves the next may have.
     lanes := ARRAY(SELECT t.topic FROM event_topics t
                     WHERE t.state <> 'paused' AND (t.handler IS NOT NULL OR NOT t.registered)
-                      AND EXISTS (SELECT FROM events_queue_live q WHERE q.topic = t.topic AND NOT q.deferred) ORDER BY random());
+                      AND (SELECT true FROM events_queue_live q WHERE q.topic = t.topic AND NOT q.deferred LIMIT 1) ORDER BY random());
     FOREACH lane IN ARRAY lanes LOOP
         share := ceil(left_over::float8 / (cardinality(lanes) - i));
         i := i + 1;
-        RETURN QUERY SELECT * FROM claim_events(lane, share, ttl_seconds, worker, token);
+        RETURN QUERY SELECT * FROM claim_events(lane, share, ttl_seconds, worker, token, false);
         GET DIAGNOSTICS n = ROW_COUNT;
         left_over := left_over - n;
         IF n = share THEN
@@ -472,7 +479,7 @@ BEGIN
     END LOOP;
     FOREACH lane IN ARRAY full_lanes LOOP
         EXIT WHEN left_over <= 0;
-        RETURN QUERY SELECT * FROM claim_events(lane, left_over, ttl_seconds, worker, token);
+        RETURN QUERY SELECT * FROM claim_events(lane, left_over, ttl_seconds, worker, token, false);
         GET DIAGNOSTICS n = ROW_COUNT;
         left_over := left_over - n;
     END LOOP;
@@ -480,17 +487,34 @@ END $$;
 COMMENT ON FUNCTION lease_events(text, int, int, text) IS
     'Leases up to max_events ready events of a topic for ttl_seconds and returns them with one lease token. Without a topic: of all topics that have a handler, in fair shares. Expired leases count as ready. The attempt counts now, so an event whose worker dies every time ends in error after max_attempts. A paused topic is refused by name (55000) and passed over otherwise.';
 
-CREATE OR REPLACE FUNCTION topic_room(lane text, wanted int, moment timestamptz) RETURNS int
+CREATE OR REPLACE FUNCTION topic_room(lane text, wanted int, patient boolean) RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
-    rules event_topics;
-    spare topic_usage;
+    rules  event_topics;
+    spare  topic_usage;
+    moment timestamptz;
 BEGIN
+    IF NOT EXISTS (SELECT FROM topic_usage u WHERE u.topic = lane) THEN
+        IF NOT pg_try_advisory_xact_lock(hashtextextended('topic_usage ' || lane, 7)) THEN
+            RETURN 0;  -- another one makes it at this moment
+        END IF;
+        INSERT INTO topic_usage (topic, tokens, refilled_at) SELECT t.topic, coalesce(t.rate_limit, 0), clock_timestamp() FROM event_topics t WHERE t.topic = lane ON CONFLICT DO NOTHING;
+    END IF;
+    IF patient THEN
+        SELECT u.* INTO spare FROM topic_usage u WHERE u.topic = lane FOR UPDATE;
+    ELSE
+        SELECT u.* INTO spare FROM topic_usage u WHERE u.topic = lane FOR UPDATE SKIP LOCKED;
+    END IF;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
     SELECT t.* INTO rules FROM event_topics t WHERE t.topic = lane;
-    INSERT INTO topic_usage (topic, tokens, refilled_at) VALUES (lane, coalesce(rules.rate_limit, 0), moment) ON CONFLICT DO NOTHING;
-    SELECT u.* INTO spare FROM topic_usage u WHERE u.topic = lane FOR UPDATE;
+    moment := clock_timestamp();
     IF rules.max_leased IS NOT NULL THEN
-        wanted := least(wanted, rules.max_leased - (SELECT coalesce(sum(s.ct), 0) FROM topic_slots s WHERE s.topic = lane AND s.expires_at >= moment));
+        -- A lease that has expired counts no more, unless its work goes on: then hold has locked its slot.
+        DELETE FROM topic_slots s WHERE s.ctid = ANY (ARRAY(
+            SELECT o.ctid FROM topic_slots o WHERE o.topic = lane AND (o.ct <= 0 OR o.expires_at < moment) FOR UPDATE SKIP LOCKED));
+        wanted := least(wanted, rules.max_leased - (SELECT coalesce(sum(s.ct), 0) FROM topic_slots s WHERE s.topic = lane AND s.ct > 0));
     END IF;
     IF rules.rate_limit IS NOT NULL THEN
         spare.tokens := least(rules.rate_limit, spare.tokens + rules.rate_limit
@@ -500,18 +524,17 @@ BEGIN
     END IF;
     RETURN wanted;
 END $$;
-COMMENT ON FUNCTION topic_room(text, int, timestamptz) IS
-    'How many of a limited topic may be leased now, up to wanted; the answer holds until the end of the transaction. Internal.';
+COMMENT ON FUNCTION topic_room(text, int, boolean) IS
+    'How many of a limited topic may be leased now, up to wanted; the answer holds until the end of the transaction. If another lease of the topic has not committed, a patient caller waits and another gets 0. Internal.';
 
-CREATE OR REPLACE FUNCTION topic_took(lane text, taken int, token uuid, moment timestamptz, expiry timestamptz) RETURNS void
+CREATE OR REPLACE FUNCTION topic_took(lane text, taken int, token uuid, expiry timestamptz) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
-    DELETE FROM topic_slots s WHERE s.topic = lane AND (s.ct <= 0 OR s.expires_at < moment);
     INSERT INTO topic_slots AS s (lease_token, topic, ct, expires_at) VALUES (token, lane, taken, expiry)
     ON CONFLICT ON CONSTRAINT topic_slots_pkey DO UPDATE SET ct = s.ct + excluded.ct;
     UPDATE topic_usage u SET tokens = u.tokens - taken WHERE u.topic = lane;
 END $$;
-COMMENT ON FUNCTION topic_took(text, int, uuid, timestamptz, timestamptz) IS 'Notes what was leased of a limited topic. Internal.';
+COMMENT ON FUNCTION topic_took(text, int, uuid, timestamptz) IS 'Notes what was leased of a limited topic. Internal.';
 
 CREATE OR REPLACE FUNCTION free_slots(token uuid, topics text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -526,29 +549,56 @@ COMMENT ON FUNCTION free_slots(uuid, text[]) IS 'Gives back what a lease held of
 
 -- Order ------------------------------------------------------------------------------------------------------------
 
-CREATE OR REPLACE FUNCTION lock_keys(topic text, keys text[]) RETURNS void
+CREATE OR REPLACE FUNCTION key_lock(topic text, key text) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
+    SELECT hashtextextended(topic || ' ' || key, 7)
+$$;
+COMMENT ON FUNCTION key_lock(text, text) IS 'The advisory lock of an ordering key. Internal.';
+
+CREATE OR REPLACE FUNCTION lock_keys(topics text[], keys text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
-    lock bigint;
+    locks bigint[] := ARRAY(SELECT DISTINCT hashtextextended(e.topic || ' ' || e.key, 7) FROM unnest(topics, keys) AS e (topic, key) WHERE e.key IS NOT NULL ORDER BY 1);
+    lock  bigint;
 BEGIN
-    IF array_length(array_remove(keys, NULL), 1) > 0 THEN
-        PERFORM require_valid(current_setting('transaction_isolation') = 'read committed', 'ordering keys need transactions that are READ COMMITTED',
-            'An older snapshot cannot see whose turn it is: BEGIN ISOLATION LEVEL READ COMMITTED.', 'feature_not_supported');
+    IF locks = '{}' THEN
+        RETURN;
     END IF;
+    PERFORM require_valid(current_setting('transaction_isolation') = 'read committed', 'ordering keys need transactions that are READ COMMITTED',
+        'An older snapshot cannot see whose turn it is: BEGIN ISOLATION LEVEL READ COMMITTED.', 'feature_not_supported');
+    PERFORM require_valid(cardinality(locks) <= 10000, format('%s ordering keys at once are too many', cardinality(locks)), 'Give at most 10000 different ones in a call.', '54000');
     -- In one order by everybody, so that nobody deadlocks.
-    FOR lock IN SELECT DISTINCT hashtextextended(topic || ' ' || k, 7) FROM unnest(keys) AS k WHERE k IS NOT NULL ORDER BY 1 LOOP
+    FOREACH lock IN ARRAY locks LOOP
         PERFORM pg_advisory_xact_lock(lock);
     END LOOP;
 END $$;
-COMMENT ON FUNCTION lock_keys(text, text[]) IS 'Makes whoever changes the order of these keys wait for each other. Internal.';
+COMMENT ON FUNCTION lock_keys(text[], text[]) IS 'Makes whoever changes the order of these keys (topics and keys, in step) wait for each other. Internal.';
 
-CREATE OR REPLACE FUNCTION advance_key(topic text, key text, rules event_topics) RETURNS void
+CREATE OR REPLACE FUNCTION lock_order(ids bigint[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+DECLARE
+    topics text[];
+    keys   text[];
+BEGIN
+    SELECT array_agg(q.topic), array_agg(q.ordering_key) INTO topics, keys FROM events_queue_live q WHERE q.id = ANY (ids) AND q.ordering_key IS NOT NULL;
+    IF keys IS NOT NULL THEN
+        PERFORM lock_keys(topics, keys);
+    END IF;
+END $$;
+COMMENT ON FUNCTION lock_order(bigint[]) IS 'Locks the ordering keys of these events at once, for whoever ends them in several steps. Internal.';
+
+CREATE OR REPLACE FUNCTION advance_key(topic text, key text, rules event_topics, ended boolean) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET enable_seqscan = off AS $$
 DECLARE
     room   int;
     event  bigint;
     due    timestamptz;
 BEGIN
+    IF ended AND rules.key_interval > '0' THEN
+        INSERT INTO key_pace AS p (topic, ordering_key, next_at) VALUES (advance_key.topic, key, clock_timestamp() + rules.key_interval)
+        ON CONFLICT ON CONSTRAINT key_pace_pkey DO UPDATE SET next_at = greatest(p.next_at, excluded.next_at);
+    END IF;
     room := rules.key_concurrency
         - (SELECT count(*) FROM events_queue_live q WHERE q.topic = advance_key.topic AND q.ordering_key = key AND q.waits = 0);
     WHILE room > 0 LOOP
@@ -567,19 +617,16 @@ BEGIN
         room := room - 1;
     END LOOP;
 END $$;
-COMMENT ON FUNCTION advance_key(text, text, event_topics) IS
-    'Lets the next events of an ordering key into the line, as many as the topic allows at the same time. Internal; lock_keys() comes first.';
+COMMENT ON FUNCTION advance_key(text, text, event_topics, boolean) IS
+    'Lets the next events of an ordering key into the line, as many as the topic allows at the same time, and not before its interval has passed since one ended. Internal; lock_keys() comes first.';
 
 CREATE OR REPLACE FUNCTION follow_events(ids bigint[], topics text[], keys text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-DECLARE
-    lane record;
 BEGIN
     IF array_length(array_remove(keys, NULL), 1) > 0 THEN
-        FOR lane IN SELECT e.topic, array_agg(DISTINCT e.key) AS keys FROM unnest(topics, keys) AS e (topic, key) WHERE e.key IS NOT NULL GROUP BY e.topic ORDER BY e.topic LOOP
-            PERFORM lock_keys(lane.topic, lane.keys);
-            PERFORM advance_key(lane.topic, k, t) FROM unnest(lane.keys) AS k, event_topics t WHERE t.topic = lane.topic;
-        END LOOP;
+        PERFORM lock_keys(topics, keys);
+        PERFORM advance_key(e.topic, e.key, t, true)
+           FROM (SELECT DISTINCT u.topic, u.key FROM unnest(topics, keys) AS u (topic, key) WHERE u.key IS NOT NULL) e JOIN event_topics t ON t.topic = e.topic;
         PERFORM wake_workers('events');
     END IF;
     IF ids <> '{}' THEN
@@ -662,48 +709,58 @@ LANGUAGE plpgsql ROWS 100 SET search_path FROM CURRENT AS $$
 DECLARE
     moment   timestamptz := clock_timestamp();
     batch    record;
-    outcome  record;
-    outcomes jsonb := '{}';
-    handled  bigint[] := '{}';
+    failure  record;
+    said     bigint[];
+    errors   text[];
+    again    boolean[];
+    results  jsonb[];
     failed   bigint[];
     done     bigint[];
-    results  jsonb;
+    outcome  jsonb := '[]';
+    handled  bigint[] := '{}';
 BEGIN
+    PERFORM check_lease_arguments(ids, lease_token);
+    PERFORM lock_order(process_events.ids);
     FOR batch IN
         SELECT h.topic, t.handler, array_agg(h.id ORDER BY h.id) AS ids, array_agg(h.payload ORDER BY h.id) AS payloads
           FROM hold_events(process_events.ids, process_events.lease_token, moment) h LEFT JOIN event_topics t ON t.topic = h.topic
-         GROUP BY h.topic, t.handler
+         GROUP BY h.topic, t.handler ORDER BY h.topic
     LOOP
+        handled := handled || batch.ids;
+        IF batch.handler IS NULL THEN
+            SELECT batch.ids, array_agg(format('no handler for topic "%s"; known topics: %s', batch.topic,
+                       coalesce((SELECT string_agg(t.topic, ', ' ORDER BY t.topic) FROM event_topics t WHERE t.registered), 'none'))),
+                   array_agg(false), NULL
+              INTO said, errors, again, results FROM unnest(batch.ids);
+        ELSE
+            -- What is said of an event twice counts once; an error counts more than a result.
+            SELECT array_agg(o.event_id), array_agg(o.error), array_agg(coalesce(o.retryable, true)), array_agg(o.result) INTO said, errors, again, results
+              FROM (SELECT DISTINCT ON (f.event_id) f.* FROM run_handler(batch.handler, batch.ids, batch.payloads) f
+                     WHERE f.event_id IN (SELECT i FROM unnest(batch.ids) AS i) ORDER BY f.event_id, f.error IS NULL AND f.result IS NOT NULL) o;
+        END IF;
         failed := '{}';
-        results := NULL;
-        FOR outcome IN
-            SELECT f.event_id, f.error, coalesce(f.retryable, true) AS retryable, f.result
-              FROM run_handler(batch.handler, batch.ids, batch.payloads) f WHERE batch.handler IS NOT NULL
-            UNION ALL
-            SELECT i, format('no handler for topic "%s"; known topics: %s', batch.topic,
-                             coalesce((SELECT string_agg(t.topic, ', ' ORDER BY t.topic) FROM event_topics t WHERE t.registered), 'none')), false, NULL
-              FROM unnest(batch.ids) AS i WHERE batch.handler IS NULL
-        LOOP
-            IF outcome.event_id = ANY (batch.ids) AND NOT outcome.event_id = ANY (failed) THEN
-                IF outcome.error IS NULL AND outcome.result IS NOT NULL THEN
-                    results := coalesce(results, '{}') || jsonb_build_object(outcome.event_id, outcome.result);
-                    CONTINUE;
-                END IF;
-                failed := failed || outcome.event_id;
-                outcomes := outcomes || (SELECT jsonb_build_object(f.id, jsonb_build_object('status', f.status, 'error', outcome.error))
-                    FROM fail_events(ARRAY[outcome.event_id], process_events.lease_token, outcome.error, outcome.retryable, moment) f);
-            END IF;
-        END LOOP;
-        done := CASE failed WHEN '{}' THEN batch.ids ELSE ARRAY(SELECT i FROM unnest(batch.ids) AS i WHERE NOT i = ANY (failed)) END;
+        IF said IS NOT NULL THEN
+            FOR failure IN
+                SELECT s.error, s.retryable, array_agg(s.id) AS ids
+                  FROM unnest(said, errors, again, results) AS s (id, error, retryable, result) WHERE s.error IS NOT NULL OR s.result IS NULL
+                 GROUP BY s.error, s.retryable ORDER BY min(s.id)
+            LOOP
+                failed := failed || failure.ids;
+                outcome := outcome || (SELECT jsonb_agg(jsonb_build_object('id', f.id, 'status', f.status, 'error', failure.error))
+                    FROM fail_events(failure.ids, process_events.lease_token, failure.error, failure.retryable, moment) f);
+            END LOOP;
+        END IF;
+        done := CASE failed WHEN '{}' THEN batch.ids ELSE ARRAY(SELECT i FROM unnest(batch.ids) AS i WHERE i NOT IN (SELECT f FROM unnest(failed) AS f)) END;
         IF done <> '{}' THEN
             PERFORM ack_events(done, process_events.lease_token,
-                CASE WHEN results IS NOT NULL THEN ARRAY(SELECT results -> i::text FROM unnest(done) AS i) END, moment);
+                CASE WHEN array_length(array_remove(results, NULL), 1) > 0
+                     THEN (SELECT array_agg(s.result ORDER BY d.n) FROM unnest(done) WITH ORDINALITY AS d (id, n) LEFT JOIN unnest(said, results) AS s (id, result) ON s.id = d.id) END, moment);
         END IF;
-        handled := handled || batch.ids;
     END LOOP;
     RETURN QUERY
-    SELECT i, i = ANY (handled), CASE WHEN i = ANY (handled) THEN coalesce(outcomes #>> ARRAY[i::text, 'status'], 'done') END, outcomes #>> ARRAY[i::text, 'error']
-      FROM unnest(process_events.ids) AS i;
+    SELECT i, h.id IS NOT NULL, CASE WHEN h.id IS NOT NULL THEN coalesce(o.status, 'done') END, o.error
+      FROM unnest(process_events.ids) AS i LEFT JOIN unnest(handled) AS h (id) ON h.id = i
+      LEFT JOIN jsonb_to_recordset(outcome) AS o (id bigint, status text, error text) ON o.id = i;
 END $$;
 COMMENT ON FUNCTION process_events(bigint[], uuid) IS
     'Does the work of leased events: locks those still held, calls the handler of each topic with its batch, and acks or fails each event in the same transaction, so every effect inside the database happens exactly once. An event of a topic without a handler ends in error, which names the known topics.';
@@ -713,6 +770,9 @@ COMMENT ON FUNCTION process_events(bigint[], uuid) IS
 CREATE OR REPLACE FUNCTION fold_tally() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN;  -- an older snapshot would collide with whoever has folded since
+    END IF;
     -- By the minute for an hour, so that the throughput can be told.
     WITH folded AS (
         DELETE FROM event_tally WHERE ctid = ANY (ARRAY(SELECT ctid FROM event_tally FOR UPDATE SKIP LOCKED)) RETURNING *
@@ -726,7 +786,11 @@ COMMENT ON FUNCTION fold_tally() IS 'Adds the rows of event_tally together. Done
 CREATE OR REPLACE FUNCTION changed_by_hand() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
-    wrong record;
+    wrong   record;
+    entered bigint[] := '{}';
+    done    bigint[] := '{}';
+    topics  text[];
+    keys    text[];
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         DELETE FROM event_tally WHERE (topic = 'marketplace.discovery') = (TG_TABLE_NAME = 'marketplace_discovery_queue');
@@ -750,13 +814,53 @@ BEGIN
         INSERT INTO event_tally (topic, status, ct, at)
         SELECT topic, status, -count(*), max(updated_at) FROM left_behind WHERE status IN ('done', 'error') GROUP BY topic, status;
     END IF;
-    IF TG_OP = 'UPDATE' THEN
-        -- What was put back waits for the same as before, and is waited for.
+    IF TG_OP IN ('INSERT', 'UPDATE') THEN
+        IF TG_TABLE_NAME = 'marketplace_discovery_queue' THEN
+            -- One that ended before with the same interest, category and reason is armed anew by it.
+            WITH twins AS (
+                SELECT e.id FROM arrived a JOIN marketplace_discovery_queue_done e
+                    ON e.interest_id = a.interest_id AND e.category_id IS NOT DISTINCT FROM a.category_id AND e.reason = a.reason
+                 WHERE a.status IN ('queued', 'processing')
+                UNION ALL
+                SELECT e.id FROM arrived a JOIN marketplace_discovery_queue_error e
+                    ON e.interest_id = a.interest_id AND e.category_id IS NOT DISTINCT FROM a.category_id AND e.reason = a.reason
+                 WHERE a.status IN ('queued', 'processing')
+            ), dropped AS (
+                DELETE FROM marketplace_discovery_queue_done e WHERE e.id IN (SELECT w.id FROM twins w)
+            ), failed AS (
+                DELETE FROM marketplace_discovery_queue_error e WHERE e.id IN (SELECT w.id FROM twins w)
+            )
+            INSERT INTO event_tally (topic, status, ct)
+            SELECT e.topic, e.status, -count(*) FROM marketplace_discovery_queue e WHERE e.id IN (SELECT w.id FROM twins w) AND e.status IN ('done', 'error')
+             GROUP BY e.topic, e.status;
+        END IF;
+    END IF;
+    IF TG_TABLE_NAME = 'events_queue' THEN
+        CASE TG_OP
+            WHEN 'INSERT' THEN
+                entered := ARRAY(SELECT a.id FROM arrived a WHERE a.status = 'queued');
+            WHEN 'UPDATE' THEN
+                entered := ARRAY(SELECT a.id FROM arrived a JOIN left_behind b ON b.id = a.id WHERE a.status = 'queued' AND b.status IN ('done', 'error'));
+                done := ARRAY(SELECT a.id FROM arrived a JOIN left_behind b ON b.id = a.id WHERE a.status = 'done' AND b.status <> 'done');
+                UPDATE events_queue_live q SET deferred = true
+                  FROM arrived a WHERE q.id = a.id AND a.status = 'queued' AND q.run_at > now() AND NOT q.deferred;
+                SELECT array_agg(b.topic), array_agg(b.ordering_key) INTO topics, keys
+                  FROM left_behind b LEFT JOIN arrived a ON a.id = b.id
+                 WHERE b.ordering_key IS NOT NULL AND b.status IN ('queued', 'leased') AND a.status IN ('done', 'error');
+            ELSE
+                PERFORM orphan_events(ARRAY(SELECT b.id FROM left_behind b WHERE b.status <> 'done'));
+                SELECT array_agg(b.topic), array_agg(b.ordering_key) INTO topics, keys
+                  FROM left_behind b WHERE b.ordering_key IS NOT NULL AND b.status IN ('queued', 'leased');
+        END CASE;
+        -- What came into the line by hand waits for its time, its parents and its turn like everything else.
         UPDATE events_queue_live q
-           SET waits = p.ct, deferred = q.deferred OR p.ct > 0,
-               watched = q.watched OR q.ordering_key IS NOT NULL OR EXISTS (SELECT FROM event_parents c WHERE c.parent_id = q.id)
-          FROM arrived a JOIN left_behind b ON b.id = a.id, LATERAL (SELECT count(*) AS ct FROM event_parents c WHERE c.child_id = a.id) p
-         WHERE q.id = a.id AND b.status IN ('done', 'error') AND a.status = 'queued';
+           SET waits = CASE WHEN q.ordering_key IS NOT NULL THEN 1 ELSE p.ct END, deferred = q.ordering_key IS NOT NULL OR p.ct > 0 OR q.run_at > now(),
+               watched = q.ordering_key IS NOT NULL OR EXISTS (SELECT FROM event_parents c WHERE c.parent_id = q.id)
+          FROM unnest(entered) AS e (id), LATERAL (SELECT count(*) AS ct FROM event_parents c WHERE c.child_id = e.id) p
+         WHERE q.id = e.id;
+        SELECT topics || array_agg(q.topic), keys || array_agg(q.ordering_key) INTO topics, keys
+          FROM events_queue_live q WHERE q.id = ANY (entered) AND q.ordering_key IS NOT NULL;
+        PERFORM follow_events(done, topics, keys);
     END IF;
     PERFORM fold_tally();
     RETURN NULL;

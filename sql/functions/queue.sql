@@ -14,13 +14,13 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION promote_{items}(timestamptz) IS 'Puts {items} whose time has come into the line. Every lease does it first.';
 
-CREATE OR REPLACE FUNCTION claim_{items}(lane text, max_items int, ttl_seconds int, worker text, token uuid)
+CREATE OR REPLACE FUNCTION claim_{items}(lane text, max_items int, ttl_seconds int, worker text, token uuid, patient boolean)
 RETURNS TABLE (id bigint, {lease_returns}, attempts int, max_attempts int, lease_token uuid, lease_expires_at timestamptz)
 LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
 DECLARE
-    moment  timestamptz := clock_timestamp();
-    expiry  timestamptz := moment + make_interval(secs => ttl_seconds);
+    moment  timestamptz;
+    expiry  timestamptz;
     room    int := max_items;
     start   timestamptz;
     paused  boolean;
@@ -35,11 +35,13 @@ BEGIN
         RETURN;
     END IF;
     IF limited THEN
-        room := topic_room(lane, max_items, moment);
+        room := topic_room(lane, max_items, patient);
         IF room < 1 THEN
             RETURN;
         END IF;
     END IF;
+    moment := clock_timestamp();
+    expiry := moment + make_interval(secs => ttl_seconds);
 
     -- The search goes on where this session's last one ended, and begins anew now and then or when it finds too few:
     -- what has been leased or is dead is not walked again and again.
@@ -50,12 +52,19 @@ BEGIN
           FROM (SELECT q.ctid, q.id, q.turn_at, q.status = '{leased}' AND q.attempts >= q.max_attempts AS spent FROM {queue}_live q
                  WHERE q.topic = lane AND NOT q.deferred AND q.turn_at >= start AND (q.status = 'queued' OR q.lease_expires_at < moment)
                  ORDER BY q.turn_at LIMIT room FOR UPDATE SKIP LOCKED) AS c;
-        PERFORM queue_passed('{queue}', lane, CASE WHEN n = room THEN last END);
+        PERFORM queue_passed('{queue}', lane, CASE WHEN n = room AND spent IS NULL THEN last END);
+        IF spent IS NOT NULL THEN
+            -- Whoever held these died or was too slow on the last attempt. One whose ordering key somebody else holds is left for later.
+            SELECT array_agg(q.id) INTO spent FROM {queue}_live q
+             WHERE q.id = ANY (spent) AND (q.ordering_key IS NULL OR (current_setting('transaction_isolation') = 'read committed'
+                                                                      AND pg_try_advisory_xact_lock(key_lock(q.topic, q.ordering_key))));
+            IF spent IS NOT NULL THEN
+                PERFORM bury_{items}(spent, 'the lease expired on the last attempt: the worker died or needed longer than the lease');
+                CONTINUE;
+            END IF;
+        END IF;
         EXIT WHEN n = room OR start = '-infinity';
     END LOOP;
-    IF spent IS NOT NULL THEN
-        PERFORM bury_{items}(spent, 'the lease expired on the last attempt: the worker died or needed longer than the lease');
-    END IF;
     IF chosen IS NULL THEN
         RETURN;
     END IF;
@@ -71,10 +80,10 @@ BEGIN
     SELECT l.id, {lease_selects}, l.attempts, l.max_attempts::int, token, expiry FROM taken l ORDER BY l.turn_at, l.id;
     IF limited THEN
         GET DIAGNOSTICS n = ROW_COUNT;
-        PERFORM topic_took(lane, n, token, moment, expiry);
+        PERFORM topic_took(lane, n, token, expiry);
     END IF;
 END $$;
-COMMENT ON FUNCTION claim_{items}(text, int, int, text, uuid) IS
+COMMENT ON FUNCTION claim_{items}(text, int, int, text, uuid, boolean) IS
     'Leases {items} of one topic under a given token. Internal: lease_{items}() checks the arguments and chooses the topic.';
 
 CREATE OR REPLACE FUNCTION hold_{items}(ids bigint[], lease_token uuid, now timestamptz DEFAULT clock_timestamp())
@@ -83,6 +92,8 @@ LANGUAGE plpgsql SECURITY DEFINER ROWS 100 SET search_path FROM CURRENT
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 BEGIN
     PERFORM check_lease_arguments(ids, lease_token);
+    -- As long as the work goes on it counts against the limit of its topic, however long it takes.
+    PERFORM FROM topic_slots s WHERE s.lease_token = hold_{items}.lease_token ORDER BY s.topic FOR KEY SHARE;
     RETURN QUERY
     SELECT q.id, {hold_selects}, q.attempts, q.max_attempts::int FROM {queue}_live q
      WHERE q.id = ANY (ids) AND q.status = '{leased}' AND q.lease_token = hold_{items}.lease_token AND q.lease_expires_at >= hold_{items}.now
@@ -304,14 +315,13 @@ DECLARE
     freed  bigint[];
 BEGIN
     PERFORM check_ids(ids);
-    PERFORM lock_keys(k.topic, k.keys)
-       FROM (SELECT e.topic, array_agg(e.ordering_key) AS keys FROM {queue}_error e WHERE e.id = ANY (ids) AND e.ordering_key IS NOT NULL GROUP BY e.topic ORDER BY e.topic) k;
+    PERFORM lock_keys(array_agg(e.topic), array_agg(e.ordering_key)) FROM {queue}_error e WHERE e.id = ANY (ids) AND e.ordering_key IS NOT NULL;
     WITH failed AS (
         DELETE FROM {queue}_error q WHERE q.id = ANY (ids) RETURNING q.*
     ), requeued AS (
         -- One of an ordering key gets in line behind those that run now; its id puts it before those that wait.
-        INSERT INTO {queue}_live (id, created_at, priority, max_attempts, waits, deferred, watched, topic, ordering_key, idempotency_key, last_error, {columns})
-        SELECT e.id, e.created_at, e.priority, e.max_attempts, w.ct, w.ct > 0, e.ordering_key IS NOT NULL,
+        INSERT INTO {queue}_live (id, turn_at, created_at, priority, max_attempts, waits, deferred, watched, topic, ordering_key, idempotency_key, last_error, {columns})
+        SELECT e.id, clock_timestamp() + e.priority * interval '30 seconds', e.created_at, e.priority, e.max_attempts, w.ct, w.ct > 0, e.ordering_key IS NOT NULL,
                e.topic, e.ordering_key, e.idempotency_key, e.last_error, {ended_columns}
           FROM failed e, LATERAL (
                 SELECT CASE WHEN e.ordering_key IS NOT NULL THEN 1 ELSE count(*) END AS ct FROM event_parents p WHERE p.child_id = e.id) w
@@ -354,8 +364,7 @@ BEGIN
     -- whoever lets them pass holds the key already.
     SELECT coalesce(array_agg(l.id), '{}') INTO locked
       FROM (SELECT q.id FROM {queue}_live q WHERE q.id = ANY (ids) AND (q.waits = 0 OR q.ordering_key IS NULL) ORDER BY q.id FOR UPDATE) l;
-    PERFORM lock_keys(k.topic, k.keys)
-       FROM (SELECT q.topic, array_agg(q.ordering_key) AS keys FROM {queue}_live q WHERE q.id = ANY (ids) AND q.ordering_key IS NOT NULL GROUP BY q.topic ORDER BY q.topic) k;
+    PERFORM lock_keys(array_agg(q.topic), array_agg(q.ordering_key)) FROM {queue}_live q WHERE q.id = ANY (ids) AND q.ordering_key IS NOT NULL;
     SELECT coalesce(array_agg(l.id), '{}') INTO behind
       FROM (SELECT q.id FROM {queue}_live q WHERE q.id = ANY (ids) AND q.ordering_key IS NOT NULL ORDER BY q.id FOR UPDATE SKIP LOCKED) l;
     UPDATE {queue}_live q SET again = false WHERE q.id = ANY (locked || behind) AND q.again;
@@ -397,41 +406,42 @@ COMMENT ON FUNCTION discard_{items}(bigint[], text) IS
 CREATE OR REPLACE FUNCTION expire_{items}(max_items int DEFAULT 10000, now timestamptz DEFAULT clock_timestamp()) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
-    rules   record;
-    n       bigint;
-    expired bigint := 0;
+    shortest interval := (SELECT min(t.keep_done) FROM event_topics t);
+    gone     bigint[];
+    expired  bigint;
 BEGIN
     PERFORM require_valid(max_items BETWEEN 1 AND 1000000, format('max_items %s is out of range', max_items), 'Delete 1 to 1000000 at a time.');
-    FOR rules IN SELECT t.topic, expire_{items}.now - t.keep_done AS done_before, expire_{items}.now - t.keep_error AS failed_before FROM event_topics t ORDER BY t.topic LOOP
-        EXIT WHEN expired >= max_items;
-        WITH old AS (
-            DELETE FROM {queue}_done q WHERE q.ctid = ANY (ARRAY(
-                SELECT d.ctid FROM {queue}_done d WHERE d.topic = rules.topic AND d.updated_at < rules.done_before
-                 LIMIT max_items - expired FOR UPDATE SKIP LOCKED))
-            RETURNING q.id, q.topic, q.status, q.idempotency_key
-        ), unnamed AS (
-            DELETE FROM event_keys k USING old o WHERE k.topic = o.topic AND k.idempotency_key = o.idempotency_key AND k.event_id = o.id
-        ), counted AS (
-            INSERT INTO event_tally (topic, status, ct) SELECT o.topic, o.status, -count(*) FROM old o GROUP BY o.topic, o.status
-        )
-        SELECT count(*) INTO n FROM old;
-        expired := expired + n;
-        CONTINUE WHEN expired >= max_items;
+    -- The block ranges that were added since are summarized, so that the old rows are found without reading the new ones.
+    PERFORM brin_summarize_new_values('{queue}_done_range_idx');
+    WITH old AS (
+        DELETE FROM {queue}_done q WHERE q.ctid = ANY (ARRAY(
+            SELECT d.ctid FROM {queue}_done d JOIN event_topics t ON t.topic = d.topic
+             WHERE d.updated_at < expire_{items}.now - shortest AND d.updated_at < expire_{items}.now - t.keep_done
+             LIMIT max_items FOR UPDATE OF d SKIP LOCKED))
+        RETURNING q.id, q.topic, q.status, q.idempotency_key
+    ), unnamed AS (
+        DELETE FROM event_keys k USING old o WHERE k.topic = o.topic AND k.idempotency_key = o.idempotency_key AND k.event_id = o.id
+    ), counted AS (
+        INSERT INTO event_tally (topic, status, ct) SELECT o.topic, o.status, -count(*) FROM old o GROUP BY o.topic, o.status
+    )
+    SELECT count(*) INTO expired FROM old;
+    IF expired < max_items THEN
         WITH old AS (
             DELETE FROM {queue}_error q WHERE q.id = ANY (ARRAY(
-                SELECT d.id FROM {queue}_error d WHERE d.topic = rules.topic AND d.updated_at < rules.failed_before
-                 ORDER BY d.updated_at LIMIT max_items - expired FOR UPDATE SKIP LOCKED))
+                SELECT d.id FROM {queue}_error d JOIN event_topics t ON t.topic = d.topic WHERE d.updated_at < expire_{items}.now - t.keep_error
+                 ORDER BY d.updated_at LIMIT max_items - expired FOR UPDATE OF d SKIP LOCKED))
             RETURNING q.id, q.topic, q.status, q.idempotency_key
         ), unnamed AS (
             DELETE FROM event_keys k USING old o WHERE k.topic = o.topic AND k.idempotency_key = o.idempotency_key AND k.event_id = o.id
         ), counted AS (
             INSERT INTO event_tally (topic, status, ct) SELECT o.topic, o.status, -count(*) FROM old o GROUP BY o.topic, o.status
-        ), freed AS (
-            SELECT orphan_events(array_agg(o.id)) FROM old o HAVING count(*) > 0
         )
-        SELECT count(*) INTO n FROM old LEFT JOIN freed ON true;
-        expired := expired + n;
-    END LOOP;
+        SELECT coalesce(array_agg(o.id), '{}') INTO gone FROM old o;
+        PERFORM orphan_events(gone);
+        expired := expired + cardinality(gone);
+    END IF;
+    DELETE FROM key_pace p WHERE p.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM key_pace o WHERE o.next_at < expire_{items}.now - interval '1 minute' LIMIT max_items FOR UPDATE SKIP LOCKED));
     RETURN expired;
 END $$;
 COMMENT ON FUNCTION expire_{items}(int, timestamptz) IS

@@ -30,8 +30,8 @@ ALTER TABLE event_topics
     ADD COLUMN rate_window       interval NOT NULL DEFAULT '1 second' CHECK (rate_window BETWEEN '1 millisecond' AND '1 day'),
     ADD COLUMN key_concurrency   int NOT NULL DEFAULT 1 CHECK (key_concurrency BETWEEN 1 AND 10000),
     ADD COLUMN key_interval      interval NOT NULL DEFAULT '0' CHECK (key_interval >= '0' AND key_interval <= '1 day'),
-    ADD COLUMN keep_done         interval NOT NULL DEFAULT '7 days' CHECK (keep_done >= '0'),
-    ADD COLUMN keep_error        interval NOT NULL DEFAULT '90 days' CHECK (keep_error >= '1 hour');
+    ADD COLUMN keep_done         interval NOT NULL DEFAULT '7 days' CHECK (keep_done >= '0' AND keep_done <= '1000 years'),
+    ADD COLUMN keep_error        interval NOT NULL DEFAULT '90 days' CHECK (keep_error >= '1 hour' AND keep_error <= '1000 years');
 COMMENT ON TABLE event_topics IS 'The topics: which function handles each, and the rules of its queue. Written by register_topic(), configure_topic(), pause_topic(), resume_topic(), drain_topic().';
 COMMENT ON COLUMN event_topics.handler IS 'Function (ids bigint[], payloads jsonb[]) that does the work of a batch and returns a row for each event that failed; NULL: leased by name only';
 COMMENT ON COLUMN event_topics.registered IS 'False for a topic that was only seen in an event; its events end in error when a worker meets them';
@@ -58,6 +58,8 @@ INSERT INTO event_topics (topic, handler, max_attempts, description) VALUES
 ON CONFLICT DO NOTHING;
 INSERT INTO event_topics (topic, registered) SELECT DISTINCT topic, false FROM kept_events ON CONFLICT DO NOTHING;
 
+ALTER TABLE event_keys ALTER COLUMN topic SET DATA TYPE text COLLATE "C", ALTER COLUMN idempotency_key SET DATA TYPE text COLLATE "C";
+
 -- The columns that every queue has. Those that a lease changes stand together, so that the log of the change stays short.
 CREATE SEQUENCE queue_id_seq;
 CREATE TABLE queue_columns (
@@ -79,7 +81,7 @@ CREATE TABLE queue_columns (
     leased_by        text,
     topic            text COLLATE "C" NOT NULL,
     ordering_key     text COLLATE "C",
-    idempotency_key  text,
+    idempotency_key  text COLLATE "C",
     last_error       text,
     result           jsonb
 );
@@ -112,7 +114,7 @@ CREATE TABLE events_queue (
 CREATE TABLE events_queue_live PARTITION OF events_queue (PRIMARY KEY (id)) FOR VALUES IN ('queued', 'leased')
     WITH (fillfactor = 40, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 CREATE TABLE events_queue_done PARTITION OF events_queue FOR VALUES IN ('done')
-    WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+    WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.02);
 CREATE TABLE events_queue_error PARTITION OF events_queue (PRIMARY KEY (id)) FOR VALUES IN ('error')
     WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 
@@ -127,7 +129,7 @@ ALTER TABLE marketplace_discovery_queue ALTER COLUMN topic SET DEFAULT 'marketpl
 CREATE TABLE marketplace_discovery_queue_live PARTITION OF marketplace_discovery_queue (PRIMARY KEY (id)) FOR VALUES IN ('queued', 'processing')
     WITH (fillfactor = 40, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 CREATE TABLE marketplace_discovery_queue_done PARTITION OF marketplace_discovery_queue FOR VALUES IN ('done')
-    WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+    WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.02);
 CREATE TABLE marketplace_discovery_queue_error PARTITION OF marketplace_discovery_queue (PRIMARY KEY (id)) FOR VALUES IN ('error')
     WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 DROP TABLE queue_columns;

@@ -280,3 +280,13 @@ def test_a_failure_of_an_item_enqueued_anew_frees_its_slot(db, interest):
     (row,) = db.run("SELECT * FROM fail_discovery_items(%s, %s, 'broken', false)", (ids, token))
     assert (row.held, row.status) == (True, "queued")
     assert lease(db)[0] == [item]
+
+
+def test_an_item_inserted_by_hand_replaces_one_that_ended(db, interest):
+    db.run("SELECT enqueue_discovery_item(%s)", (interest[0],))
+    ids, token = lease(db)
+    db.run("SELECT * FROM ack_discovery_items(%s, %s)", (ids, token))
+    db.run("INSERT INTO marketplace_discovery_queue (interest_id, reason) VALUES (%s, 'new-interest')", (interest[0],))
+    ids, token = lease(db)
+    assert [row.held for row in db.run("SELECT * FROM ack_discovery_items(%s, %s)", (ids, token))] == [True]
+    assert {row.status: row.ct for row in db.run(BACKLOG)} == {"done": 1}

@@ -174,11 +174,15 @@ class Run:
         leased = {row[0] for row in self.look(f"SELECT id FROM {self.TABLE}_live WHERE lease_token IS NOT NULL")}
         buried = {item.id for item in ready if item.status == "leased"} - leased
         taken = {row.id for row in rows}
-        assert taken | buried <= {item.id for item in ready}, "leased or ended what was not ready"
+        keys = {(item.topic, item.ordering_key) for item in ready if item.id in buried and item.ordering_key}
+        next_of = {item.id for item in self.model.items.values() if (item.topic, item.ordering_key) in keys}  # their turn comes with the end of the first
+        assert taken | buried <= {item.id for item in ready} | next_of, "leased or ended what was not ready"
         assert buried == {item.id for item in ready if item.spent and item.id in buried}, "ended what had attempts left"
-        assert not any(self.model.items[i].spent for i in taken), "leased what had no attempt left"
+        renewed = {item.id for item in ready if item.spent and item.again}  # enqueued anew while they were leased: they begin again
+        assert not any(self.model.items[i].spent for i in taken - renewed), "leased what had no attempt left"
         if topic is not None:
-            assert len(taken) + len(buried) == min(limit, len(ready)), f"{len(ready)} were ready, {limit} wanted"
+            able = sum(not item.spent for item in ready)
+            assert min(limit, able) <= len(taken) <= limit, f"{able} could be leased, {limit} wanted, {len(taken)} leased"
         else:
             assert len(taken) <= limit and (taken or buried or not ready)
         if fresh and topic is not None and not any(item.later is None for item in ready):
@@ -188,6 +192,8 @@ class Run:
             self.model.end(self.model.items[i], "error")
         for row in rows:
             item = self.model.items[row.id]
+            if item.spent and item.again:
+                item.attempts = 0
             item.status, item.token, item.expired, item.again, item.attempts = "leased", str(row.lease_token), False, False, item.attempts + 1
             assert (row.attempts, row.max_attempts) == (item.attempts, item.max_attempts)
         if rows:

@@ -453,3 +453,137 @@ def test_a_lease_is_a_hot_update(db):
                      WHERE c.relname IN ('events_queue_live', 'marketplace_discovery_queue_live') AND a.attrelid = c.oid
                        AND a.attname IN ('status', 'attempts', 'lease_token', 'lease_expires_at', 'leased_by', 'updated_at', 'watched', 'again')
                        AND (a.attnum = ANY (i.indkey) OR pg_get_expr(i.indpred, i.indrelid) ~ ('\\m' || a.attname || '\\M'))""") == []
+
+
+# What others may not hold up
+
+def test_limited_topics_neither_deadlock_nor_hold_up_others(db):
+    db.run("CREATE FUNCTION handle(ids bigint[], payloads jsonb[]) RETURNS TABLE (event_id bigint, error text, retryable boolean) LANGUAGE sql AS 'SELECT NULL::bigint, NULL, NULL::boolean LIMIT 0'")
+    for topic in ("a", "b", "free"):
+        db.run("SELECT register_topic(%s, 'public.handle')", (topic,))
+        if topic != "free":
+            db.run("SELECT * FROM configure_topic(%s, '{\"max_leased\": 50}')", (topic,))
+        enqueue(db, topic, 30)
+
+    def work():
+        for _ in range(30):
+            rows = db.run("SELECT id, lease_token FROM lease_events(NULL, 10)")
+            if rows:
+                db.run("SELECT * FROM release_events(%s, %s)", ([row.id for row in rows], rows[0].lease_token))
+
+    in_parallel(*[work] * 6)
+    with db.connect(autocommit=False) as holder:
+        holder.execute("SELECT * FROM lease_events('a', 1)")
+        with db.connect() as other:
+            other.execute("SET statement_timeout = '5s'")
+            topics = {row.topic_name for row in other.execute("SELECT topic_name FROM lease_events(NULL, 90)").fetchall()}
+        holder.rollback()
+    assert topics == {"b", "free"}
+
+
+def test_a_limit_counts_work_that_outlives_its_lease(db):
+    configure(db, max_leased=1)
+    enqueue(db, count=2)
+    ids, token = lease(db, ttl=1)
+    with db.connect(autocommit=False) as working:
+        working.execute("SELECT * FROM hold_events(%s, %s)", (ids, token))
+        time.sleep(1.1)  # the server's own clock is what is tested
+        assert lease(db)[0] == []
+        working.execute("SELECT * FROM ack_events(%s, %s, NULL, now() - interval '1 minute')", (ids, token))
+        working.commit()
+    assert len(lease(db)[0]) == 1
+
+
+def test_a_lease_does_not_wait_for_the_ordering_key_of_a_spent_event(db):
+    (spent,) = enqueue(db, ordering_key="k", max_attempts=1)
+    lease(db)
+    db.run("UPDATE events_queue SET lease_expires_at = now() - interval '1 s'")
+    (free,) = enqueue(db)
+    with db.connect(autocommit=False) as enqueuing:
+        enqueuing.execute("SELECT enqueue_event('t', ordering_key => 'k')")
+        with db.connect() as other:
+            other.execute("SET statement_timeout = '5s'")
+            assert [row.id for row in other.execute("SELECT id FROM lease_events('t')").fetchall()] == [free]
+        enqueuing.commit()
+    assert lease(db)[0] == [free + 1]
+    assert row_of(db, spent).status == "error"
+
+
+def test_spent_events_do_not_hide_those_behind_them(db):
+    enqueue(db, count=20, max_attempts=1)
+    lease(db)
+    db.run("UPDATE events_queue SET lease_expires_at = now() - interval '1 s'")
+    ready = enqueue(db, count=20)
+    assert lease(db, limit=20)[0] == ready
+    assert db.one("SELECT count(*) FROM events_queue WHERE status = 'error'") == 20
+
+
+def test_the_pause_between_events_of_a_key_counts_from_the_end_of_the_last(db):
+    configure(db, key_interval='"2 seconds"')
+    first, second = enqueue(db, count=2, ordering_key="k")
+    db.run("UPDATE key_pace SET next_at = now() - interval '1 hour'")  # as if it had waited in a backlog
+    ids, token = lease(db)
+    assert ids == [first]
+    ack(db, ids, token)
+    assert 1 < db.one("SELECT extract(epoch FROM run_at - now()) FROM events_queue WHERE id = %s", (second,)) <= 2
+    db.run("SELECT expire_events(now => now() + interval '1 hour')")
+    assert db.one("SELECT count(*) FROM key_pace") == 0
+
+
+def test_batches_of_many_keys_do_not_deadlock(db):
+    db.run("""CREATE FUNCTION half(ids bigint[], payloads jsonb[]) RETURNS TABLE (event_id bigint, error text, retryable boolean) LANGUAGE sql AS
+              $$ SELECT i, 'no', false FROM unnest(ids) AS i WHERE i % 2 = 0 $$""")
+    for topic in ("a", "b"):
+        db.run("SELECT register_topic(%s, 'public.half')", (topic,))
+
+    def produce():
+        for n in range(20):
+            db.run("""INSERT INTO events_inbox (topic, ordering_key) SELECT CASE WHEN (i + %s) %% 2 = 0 THEN 'a' ELSE 'b' END, 'k' || i %% 20
+                        FROM generate_series(1, 40) i ORDER BY random()""", (n,))
+
+    def work():
+        for _ in range(40):
+            rows = db.run("SELECT id, lease_token FROM lease_events(NULL, 30)")
+            if rows:
+                db.run("SELECT count(*) FROM process_events(%s, %s)", ([row.id for row in rows], rows[0].lease_token))
+
+    in_parallel(*[produce] * 2, *[work] * 3)
+
+
+# Changes by hand
+
+def test_what_is_changed_by_hand_follows_the_rules(db):
+    db.run("INSERT INTO events_queue (topic, run_at) VALUES ('t', now() + interval '1 hour')")
+    db.run("INSERT INTO events_queue (topic, ordering_key) VALUES ('t', 'k'), ('t', 'k')")
+    later, first, second = [row.id for row in db.run("SELECT id FROM events_queue ORDER BY id")]
+    assert lease(db)[0] == [first]
+    db.run("DELETE FROM events_queue WHERE id = %s", (first,))
+    assert lease(db)[0] == [second]
+    (parent,) = enqueue(db)
+    (child,) = enqueue(db, "child", after=[parent])
+    db.run("UPDATE events_queue SET status = 'done' WHERE id = %s", (parent,))
+    assert lease(db, "child")[0] == [child]
+    (parent,) = enqueue(db)
+    (child,) = enqueue(db, "child", after=[parent])
+    db.run("DELETE FROM events_queue WHERE id = %s", (parent,))
+    assert row_of(db, child).status == "error"
+    (parent,) = enqueue(db)
+    ids, token = lease(db)
+    (child,) = enqueue(db, "child", after=[parent])
+    fail(db, ids, token, retryable=False)
+    db.run("UPDATE events_queue SET status = 'queued' WHERE id = %s", (parent,))
+    ids, token = lease(db)
+    assert ids == [parent] and row_of(db, later).deferred
+    ack(db, ids, token)
+    assert lease(db, "child")[0] == [child]
+
+
+def test_a_thousand_failures_and_results_of_a_batch(db):
+    db.run("""CREATE FUNCTION judge(ids bigint[], payloads jsonb[]) RETURNS TABLE (event_id bigint, error text, retryable boolean, result jsonb) LANGUAGE sql AS
+              $$ SELECT i, CASE i % 3 WHEN 0 THEN 'odd ' || i % 2 END, i % 2 = 0, CASE i % 3 WHEN 1 THEN to_jsonb(i) END FROM unnest(ids) AS i WHERE i % 3 < 2 $$""")
+    db.run("SELECT register_topic('t', 'judge')")
+    db.run("SELECT enqueue_events('t', array_agg('{}'::jsonb)) FROM generate_series(1, 3000)")
+    rows = db.run("SELECT p.* FROM (SELECT lease_token, array_agg(id) AS ids FROM lease_events('t', 3000) GROUP BY 1) l, process_events(l.ids, l.lease_token) p")
+    assert {(row.id % 3 == 0, row.id % 2 == 0 if row.id % 3 == 0 else None, row.status) for row in rows} == {(True, True, "queued"), (True, False, "error"), (False, None, "done")}
+    assert db.one("SELECT count(*) FROM events_queue WHERE status = 'done' AND result = to_jsonb(id)") == 1000
+    assert db.one("SELECT count(*) FROM events_queue WHERE status = 'error' AND last_error = 'odd 1'") == 500

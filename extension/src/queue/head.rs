@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 /// A search begins anew at least so often.
 const ANEW_AFTER: Duration = Duration::from_millis(500);
-/// But searches that begin anew take no more than one part in so many of the time.
+/// Or less often, so that such searches take no more than one part in so many of the time; but so often all the same.
 const SHARE: u32 = 20;
+const ANEW_AT_LAST: Duration = Duration::from_secs(3);
 /// More lines than this are not remembered.
 const LINES: usize = 10_000;
 
@@ -48,7 +49,7 @@ pub fn begin(queue: &str, lane: &str) -> Option<TimestampWithTimeZone> {
             front_began: now,
             front_took: Duration::ZERO,
         });
-        let due = ANEW_AFTER.max(head.front_took * SHARE);
+        let due = (head.front_took * SHARE).clamp(ANEW_AFTER, ANEW_AT_LAST);
         let start = head.turn_at.filter(|_| now.duration_since(head.front_began) < due);
         head.began = now;
         head.at_front = start.is_none();
