@@ -22,7 +22,7 @@ BEGIN
         SELECT regexp_replace(pg_get_functiondef(oid), 'AND q.lease_token = (ack|hold)_\w+.lease_token AND q.lease_expires_at >= \w+.now', '', 'g')
           FROM pg_proc WHERE proname ~ '^(ack|hold)_(events|discovery_items)$'
     LOOP
-        ASSERT broken !~ 'lease_token = (ack|hold)';
+        ASSERT broken !~ 'q.lease_token = (ack|hold)';
         EXECUTE broken;
     END LOOP;
 END $$"""
