@@ -32,7 +32,7 @@ BEGIN
 END $$;
 
 GRANT EXECUTE ON FUNCTION
-    steward_version(), trust_role_multiplier(text), trust_formula(text[], double precision[], double precision[]),
+    steward_version(), trust_role_multiplier(text), trust_membership_points(text, double precision), trust_formula(text[], double precision[], double precision[]),
     queue_retry_delay(int, double precision, interval, double precision, interval, double precision), require_valid(boolean, text, text, text), require_argument(anyelement, text),
     steward_user(), steward_user_id(), trust_score(uuid), discovery_gap_level(bigint), discovery_gap_severity(text, bigint)
     TO steward_readonly, steward_app, steward_worker, steward_admin;
@@ -53,7 +53,7 @@ GRANT EXECUTE ON FUNCTION
     extend_discovery_items(bigint[], uuid, int, timestamptz), release_discovery_items(bigint[], uuid, timestamptz), expire_discovery_items(int, timestamptz),
     refresh_gaps(uuid[], uuid[]), check_discovery_items(bigint[], jsonb[]), process_discovery_items(bigint[], uuid),
     worker_beat(text, text, int, text, timestamptz, text, boolean, int, bigint, text),
-    trust_recompute(int, interval, bigint), trust_recompute_scene(uuid), trust_mark_dirty(uuid[]), trust_compute(uuid[])
+    trust_recompute(int, interval, bigint, text, uuid, uuid), trust_recompute_scene(uuid), trust_mark_dirty(uuid[]), trust_compute(uuid[]), trust_verify(uuid[])
     TO steward_worker, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
@@ -72,18 +72,18 @@ GRANT SELECT ON vw_events_queue_health, vw_discovery_queue_health, vw_dead_lette
     vw_trust_health, vw_worker_health, steward_health
     TO steward_readonly, steward_worker, steward_admin;
 GRANT INSERT (topic, payload, idempotency_key, ordering_key, priority, run_at, max_attempts) ON events_inbox TO steward_app, steward_worker, steward_admin;
-GRANT SELECT ON schema_migrations, trust_scores, trust_recompute_runs, event_topics
+GRANT SELECT ON schema_migrations, trust_scores, trust_score_history, trust_recompute_runs, event_topics
     TO steward_readonly, steward_worker, steward_admin;
 
 -- The worker reads what trust is computed from and writes what follows from it.
 GRANT SELECT ON scenes, memberships, alliances TO steward_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON trust_scores, trust_dirty TO steward_worker;
-GRANT SELECT, INSERT ON trust_recompute_runs TO steward_worker;
+GRANT SELECT, INSERT ON trust_recompute_runs, trust_score_history TO steward_worker;
 GRANT USAGE ON SEQUENCE trust_dirty_generation_seq TO steward_worker;
 
 -- Administrators do by hand what the documents' runbooks do by hand.
 GRANT SELECT, INSERT, UPDATE, DELETE ON
-    scenes, memberships, alliances, trust_scores, trust_dirty, trust_recompute_runs,
+    scenes, memberships, alliances, trust_scores, trust_score_history, trust_dirty, trust_recompute_runs,
     events_queue, marketplace_discovery_queue, event_keys,
     interest_catalog, marketplace_categories, marketplace_interest_map, user_interests, marketplace_listings, marketplace_gaps TO steward_admin;
 GRANT SELECT ON audit_log, event_tally, event_topics, event_parents, topic_usage, topic_slots, key_pace, worker_heartbeats,

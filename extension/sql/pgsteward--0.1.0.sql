@@ -423,11 +423,26 @@ AS 'MODULE_PATHNAME', 'trust_formula_wrapper';
 
 /* <begin connected objects> */
 -- extension/src/trust/mod.rs
+-- pgsteward::trust::trust_membership_points
+CREATE  FUNCTION "trust_membership_points"(
+	"role" TEXT, /* & str */
+	"trust_weight" double precision /* f64 */
+) RETURNS bigint /* i64 */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'trust_membership_points_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/trust/mod.rs
 -- pgsteward::trust::trust_recompute
 CREATE  FUNCTION "trust_recompute"(
 	"batch_size" INT DEFAULT 500, /* Option < i32 > */
 	"timeout" interval DEFAULT NULL, /* Option < Interval > */
-	"max_scenes" bigint DEFAULT NULL /* Option < i64 > */
+	"max_scenes" bigint DEFAULT NULL, /* Option < i64 > */
+	"region" TEXT DEFAULT NULL, /* Option < String > */
+	"first_scene" uuid DEFAULT NULL, /* Option < Uuid > */
+	"last_scene" uuid DEFAULT NULL /* Option < Uuid > */
 ) RETURNS TABLE (
 	"processed" bigint,  /* i64 */
 	"changed" bigint,  /* i64 */
@@ -471,18 +486,20 @@ AS 'MODULE_PATHNAME', 'trust_role_multiplier_wrapper';
 -- requires:
 --   queue_comments
 --   trust_role_multiplier
+--   trust_membership_points
 --   trust_formula
 --   trust_recompute
 --   trust_recompute_scene
 
 
 -- Every statement of a recompute names its rows by place or key: passing over a whole table to find them, or compiling the statement, is never worth it.
-ALTER FUNCTION trust_recompute(int, interval, bigint) SET random_page_cost = 0 SET jit = off;
+ALTER FUNCTION trust_recompute(int, interval, bigint, text, uuid, uuid) SET random_page_cost = 0 SET jit = off;
 ALTER FUNCTION trust_recompute_scene(uuid) SET random_page_cost = 0 SET jit = off;
 
 COMMENT ON FUNCTION trust_role_multiplier(text) IS 'How much a member of this role counts: owner 1.0, curator 0.8, member 0.5, guest 0.3, anything else 0.5.';
 COMMENT ON FUNCTION trust_formula(text[], double precision[], double precision[]) IS 'The trust score of a scene with these roles and trust weights (in step) and alliance weights: mean alliance weight (1 without alliances) x mean of weight x role multiplier (0 without members). A weight outside 0..1 is an error (22003).';
-COMMENT ON FUNCTION trust_recompute(int, interval, bigint) IS 'Recomputes dirty scenes, oldest mark first, batch_size at a time (default 500), until none is left that nobody else works on, the timeout passes (default: pgsteward.trust_recompute_timeout) or max_scenes are done. What was done stays. Returns scenes processed, changed and failed, scenes still dirty, duration in ms, mean absolute change of the score, and whether the timeout ended it; the same is kept in trust_recompute_runs. Needs READ COMMITTED.';
+COMMENT ON FUNCTION trust_membership_points(text, double precision) IS 'What an active membership of this role and trust weight adds to the points of its scene: weight x role multiplier, in units of 1e-13, a whole number so that the order of adding does not matter. A weight outside 0..1 is an error (22003).';
+COMMENT ON FUNCTION trust_recompute(int, interval, bigint, text, uuid, uuid) IS 'Recomputes dirty scenes, oldest mark first, batch_size at a time (default 500), until none is left that nobody else works on, the timeout passes (default: pgsteward.trust_recompute_timeout) or max_scenes are done. region (the beginning of a geohash), first_scene and last_scene restrict it to a part of the scenes, so that workers can own parts. What was done stays. Returns scenes processed, changed and failed, scenes still dirty, duration in ms, mean absolute change of the score, and whether the timeout ended it; the same is kept in trust_recompute_runs. Needs READ COMMITTED.';
 COMMENT ON FUNCTION trust_recompute_scene(uuid) IS 'Recomputes one scene now, dirty or not, and returns its score. An unknown scene is an error (42704); a scene that another session works on is 55P03.';
 /* </end connected objects> */
 

@@ -1,35 +1,46 @@
 -- Marking scenes dirty in the transaction of the change, and reading trust. The recompute itself is in the extension.
 
-CREATE OR REPLACE FUNCTION trust_mark(scene_ids uuid[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION trust_mark(scene_ids uuid[], recount boolean DEFAULT true, alliances_changed boolean DEFAULT true,
+                                      members_changes int[] DEFAULT NULL, points_changes bigint[] DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     kept   uuid[] := '{}';
     marked bigint;
 BEGIN
-    -- A mark that nobody works on is kept, locked until this transaction ends: a recompute skips it meanwhile and then
+    -- A mark that nobody works on is kept, locked until this transaction ends: a recompute passes it over meanwhile and then
     -- sees this change. Whatever is locked by somebody else gets a second mark. So marking never waits for anybody.
     -- Under an older snapshot a mark could be gone without our seeing it, so there a new mark is always added.
     IF current_setting('transaction_isolation') = 'read committed' THEN
         WITH free AS MATERIALIZED (
-            SELECT generation, scene_id, attempts FROM trust_dirty WHERE scene_id = ANY (scene_ids) FOR UPDATE SKIP LOCKED
-        ), pardoned AS (
-            UPDATE trust_dirty d SET attempts = 0, retry_at = '-infinity', quarantined_at = NULL, last_error = NULL
-             WHERE d.generation = ANY (ARRAY(SELECT f.generation FROM free f WHERE f.attempts > 0))
+            SELECT generation, scene_id, members_change, points_change FROM trust_dirty WHERE scene_id = ANY (scene_ids) FOR UPDATE SKIP LOCKED
+        ), changed AS (
+            UPDATE trust_dirty d
+               SET recount = d.recount OR trust_mark.recount OR NOT c.fits, alliances_changed = d.alliances_changed OR trust_mark.alliances_changed,
+                   members_change = d.members_change + CASE WHEN c.fits THEN c.members ELSE 0 END,
+                   points_change = d.points_change + CASE WHEN c.fits THEN c.points ELSE 0 END,
+                   attempts = 0, retry_at = '-infinity', quarantined_at = NULL, last_error = NULL
+              FROM (SELECT o.generation, coalesce(n.members, 0) AS members, coalesce(n.points, 0) AS points,
+                           abs(o.members_change) <= 1000000000 AND abs(coalesce(n.members, 0)) <= 1000000000
+                           AND abs(o.points_change) <= 2e18 AND abs(coalesce(n.points, 0)) <= 2e18 AS fits
+                      FROM (SELECT DISTINCT ON (scene_id) * FROM free ORDER BY scene_id, generation) AS o
+                      JOIN unnest(scene_ids, members_changes, points_changes) AS n (scene_id, members, points) ON n.scene_id = o.scene_id) AS c
+             WHERE d.generation = c.generation
+               AND (d.attempts > 0 OR trust_mark.recount > d.recount OR trust_mark.alliances_changed > d.alliances_changed OR c.members <> 0 OR c.points <> 0)
         )
         SELECT coalesce(array_agg(DISTINCT scene_id), '{}') INTO kept FROM free;
     END IF;
-    INSERT INTO trust_dirty (scene_id)
-    SELECT id FROM unnest(scene_ids) AS id WHERE id IS NOT NULL
-    EXCEPT
-    SELECT id FROM unnest(kept) AS id;
+    INSERT INTO trust_dirty (scene_id, recount, alliances_changed, members_change, points_change)
+    SELECT DISTINCT ON (n.scene_id) n.scene_id, trust_mark.recount, trust_mark.alliances_changed, coalesce(n.members, 0), coalesce(n.points, 0)
+      FROM unnest(scene_ids, members_changes, points_changes) AS n (scene_id, members, points)
+     WHERE n.scene_id IS NOT NULL AND NOT EXISTS (SELECT FROM unnest(kept) AS k (scene_id) WHERE k.scene_id = n.scene_id);
     GET DIAGNOSTICS marked = ROW_COUNT;
     IF marked > 0 THEN
         PERFORM wake_workers('trust');
     END IF;
     RETURN marked + cardinality(kept);
 END $$;
-COMMENT ON FUNCTION trust_mark(uuid[]) IS
-    'Marks scenes dirty without checking that they exist, and lifts their quarantine; returns how many are marked. Internal: used by the triggers.';
+COMMENT ON FUNCTION trust_mark(uuid[], boolean, boolean, int[], bigint[]) IS
+    'Marks scenes dirty without checking that they exist, and lifts their quarantine; returns how many are marked. recount: read everything anew; otherwise the changes, in step with the scenes, which are then all different, are added to the stored sums. Internal: used by the triggers.';
 
 CREATE OR REPLACE FUNCTION trust_mark_dirty(scene_ids uuid[]) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -95,34 +106,81 @@ $$;
 COMMENT ON FUNCTION trust_compute(uuid[]) IS
     'The trust of scenes computed from scratch in plain SQL, without reading or writing stored scores: the definition that trust_recompute() must agree with.';
 
+CREATE OR REPLACE FUNCTION trust_verify(scene_ids uuid[] DEFAULT NULL)
+RETURNS TABLE (scene_id uuid, stored_points bigint, pending_points numeric, counted_points numeric, stored_members bigint, pending_members bigint, counted_members bigint)
+LANGUAGE sql STABLE ROWS 10 SET search_path FROM CURRENT AS $$
+    WITH pending AS (
+        SELECT d.scene_id, bool_or(d.recount) AS recount, sum(d.points_change) AS points, sum(d.members_change) AS members
+          FROM trust_dirty d WHERE trust_verify.scene_ids IS NULL OR d.scene_id = ANY (trust_verify.scene_ids) GROUP BY d.scene_id
+    ), counted AS (
+        SELECT m.scene_id, sum(trust_membership_points(m.role, m.trust_weight)) AS points, count(*) AS members
+          FROM memberships m WHERE m.status = 'active' AND (trust_verify.scene_ids IS NULL OR m.scene_id = ANY (trust_verify.scene_ids)) GROUP BY m.scene_id
+    ), sums AS (
+        SELECT t.scene_id, t.membership_points AS stored_points, coalesce(p.points, 0) AS pending_points, coalesce(c.points, 0) AS counted_points,
+               t.memberships::bigint AS stored_members, coalesce(p.members, 0) AS pending_members, coalesce(c.members, 0) AS counted_members
+          FROM trust_scores t LEFT JOIN pending p USING (scene_id) LEFT JOIN counted c USING (scene_id)
+         WHERE t.membership_points IS NOT NULL AND p.recount IS NOT TRUE
+           AND (trust_verify.scene_ids IS NULL OR t.scene_id = ANY (trust_verify.scene_ids))
+    )
+    SELECT * FROM sums s WHERE s.stored_points + s.pending_points <> s.counted_points OR s.stored_members + s.pending_members <> s.counted_members
+$$;
+COMMENT ON FUNCTION trust_verify(uuid[]) IS
+    'A full recount beside the stored sums: scenes whose stored points and members, and what waits to be added to them, are not what their memberships add up to. No row is the proof that nothing was lost, at any moment and whatever else goes on. NULL: all scenes. trust_mark_dirty() mends a scene that is listed.';
+
 CREATE OR REPLACE FUNCTION trust_memberships_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    scenes  uuid[];
+    members int[];
+    points  numeric[];
 BEGIN
+    -- What the active memberships of each scene have gained and lost; a scene of which both cancel out keeps its score.
     IF TG_OP = 'INSERT' THEN
-        PERFORM trust_mark(ARRAY(SELECT DISTINCT scene_id FROM new_rows));
+        SELECT array_agg(scene_id), array_agg(ct), array_agg(sum) INTO scenes, members, points
+          FROM (SELECT scene_id, count(*) AS ct, sum(trust_membership_points(role, trust_weight)) AS sum
+                  FROM new_rows WHERE status = 'active' GROUP BY scene_id) AS gained;
     ELSIF TG_OP = 'DELETE' THEN
-        PERFORM trust_mark(ARRAY(SELECT DISTINCT scene_id FROM old_rows));
+        SELECT array_agg(scene_id), array_agg(-ct), array_agg(-sum) INTO scenes, members, points
+          FROM (SELECT scene_id, count(*) AS ct, sum(trust_membership_points(role, trust_weight)) AS sum
+                  FROM old_rows WHERE status = 'active' GROUP BY scene_id) AS lost;
     ELSE
-        PERFORM trust_mark(ARRAY(
-            SELECT unnest(ARRAY[o.scene_id, n.scene_id]) FROM old_rows o FULL JOIN new_rows n USING (id)
-             WHERE (o.scene_id, o.role, o.trust_weight, o.status) IS DISTINCT FROM (n.scene_id, n.role, n.trust_weight, n.status)));
+        SELECT array_agg(scene_id), array_agg(ct), array_agg(sum) INTO scenes, members, points
+          FROM (SELECT scene_id, sum(ct) AS ct, sum(points) AS sum
+                  FROM (SELECT scene_id, 1 AS ct, trust_membership_points(role, trust_weight) AS points FROM new_rows WHERE status = 'active'
+                         UNION ALL
+                        SELECT scene_id, -1, -trust_membership_points(role, trust_weight) FROM old_rows WHERE status = 'active') AS rows
+                 GROUP BY scene_id HAVING sum(ct) <> 0 OR sum(points) <> 0) AS both_ways;
+    END IF;
+    IF scenes IS NULL THEN
+        RETURN NULL;
+    END IF;
+    IF (SELECT max(abs(p)) FROM unnest(points) AS p) > 2e18 THEN
+        PERFORM trust_mark(scenes);
+    ELSE
+        PERFORM trust_mark(scenes, false, false, members, points::bigint[]);
     END IF;
     RETURN NULL;
 END $$;
-COMMENT ON FUNCTION trust_memberships_changed() IS 'Trigger: marks the scenes whose members, roles, weights or states changed, a moved membership both its scenes.';
+COMMENT ON FUNCTION trust_memberships_changed() IS
+    'Trigger: marks the scenes whose active members have gained or lost weight, with how much; a moved membership marks both its scenes. What cannot move a score marks nothing.';
 
 CREATE OR REPLACE FUNCTION trust_alliances_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    changed uuid[];
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        PERFORM trust_mark(ARRAY(SELECT DISTINCT from_scene_id FROM new_rows));
+        changed := ARRAY(SELECT DISTINCT from_scene_id FROM new_rows);
     ELSIF TG_OP = 'DELETE' THEN
-        PERFORM trust_mark(ARRAY(SELECT DISTINCT from_scene_id FROM old_rows));
+        changed := ARRAY(SELECT DISTINCT from_scene_id FROM old_rows);
     ELSE
-        PERFORM trust_mark(ARRAY(
+        changed := ARRAY(
             SELECT unnest(ARRAY[o.from_scene_id, n.from_scene_id]) FROM old_rows o FULL JOIN new_rows n USING (id)
              WHERE (o.from_scene_id, o.to_scene_id, o.weight, o.status, o.deleted_at)
-                   IS DISTINCT FROM (n.from_scene_id, n.to_scene_id, n.weight, n.status, n.deleted_at)));
+                   IS DISTINCT FROM (n.from_scene_id, n.to_scene_id, n.weight, n.status, n.deleted_at));
+    END IF;
+    IF changed <> '{}' THEN
+        PERFORM trust_mark(changed, recount => false);
     END IF;
     RETURN NULL;
 END $$;
@@ -141,9 +199,11 @@ BEGIN
         changed := ARRAY(
             SELECT unnest(ARRAY[o.id, n.id]) FROM old_rows o FULL JOIN new_rows n USING (id)
              WHERE (o.deleted_at, o.moderation_status) IS DISTINCT FROM (n.deleted_at, n.moderation_status));
-        changed := changed || ARRAY(SELECT from_scene_id FROM alliances WHERE to_scene_id = ANY (changed));
+        PERFORM trust_mark(ARRAY(SELECT from_scene_id FROM alliances WHERE to_scene_id = ANY (changed)), recount => false);
     END IF;
-    PERFORM trust_mark(changed);
+    IF changed <> '{}' THEN
+        PERFORM trust_mark(changed);
+    END IF;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION trust_scenes_changed() IS 'Trigger: marks scenes that are new, deleted, restored or moderated, and the scenes that vouch for them.';

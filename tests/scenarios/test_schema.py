@@ -198,8 +198,8 @@ def test_dropping_the_extension_drops_no_data(db):
     db.run("SELECT * FROM steward_migrate()")
     assert db.run("SELECT * FROM steward_schema_validate()") == []
     assert db.run("SELECT * FROM steward_health")
-    assert db.one("SELECT has_function_privilege('steward_worker', 'trust_recompute(int, interval, bigint)', 'EXECUTE')")
-    assert not db.one("SELECT has_function_privilege('public', 'trust_recompute(int, interval, bigint)', 'EXECUTE')")
+    assert db.one("SELECT has_function_privilege('steward_worker', 'trust_recompute(int, interval, bigint, text, uuid, uuid)', 'EXECUTE')")
+    assert not db.one("SELECT has_function_privilege('public', 'trust_recompute(int, interval, bigint, text, uuid, uuid)', 'EXECUTE')")
 
 
 def test_migrate_repairs_what_is_not_a_migration(db):

@@ -1,125 +1,217 @@
-//! Claiming dirty scenes: locking their marks, so that a scene is worked on by one session at a time.
+//! Claiming dirty scenes: taking their marks away, so that a scene is worked on by one session at a time.
+//!
+//! A mark that has been taken is gone for this session and locked for every other until the transaction ends. Marks of
+//! scenes that could not be done are put back.
 
-use crate::heap::Table;
-use crate::statement::{Plan, arg, query};
-use pgrx::datum::Uuid;
+use crate::heap::{Table, Taken, Writable, show_changes};
+use crate::settings;
+use crate::statement::{Arg, Fields, Plan, arg, execute, query};
+use crate::trust::rules::Change;
+use pgrx::datum::{TimestampWithTimeZone, Uuid};
 use pgrx::pg_sys::ItemPointerData;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-/// From this many scenes on, marks are counted by reading the whole table.
+/// From this many scenes on, their other marks are found by reading the whole table.
 const SCAN_FROM: usize = 5_000;
 
-/// A scene and the marks of it that this session has locked.
+/// Which dirty scenes may be claimed.
+#[derive(Default)]
+pub struct Shard {
+    /// Only this one.
+    pub scene: Option<Uuid>,
+    pub first: Option<Uuid>,
+    pub last: Option<Uuid>,
+    /// Only scenes whose coarse geohash begins so, and those that are gone.
+    pub region: Option<String>,
+}
+
+/// A mark as it was found.
+struct Mark {
+    place: ItemPointerData,
+    scene: Uuid,
+    generation: i64,
+    marked_at: TimestampWithTimeZone,
+    change: Change,
+    attempts: i32,
+    last_error: Option<String>,
+}
+
+impl Mark {
+    fn of(row: &Fields) -> Option<Mark> {
+        let attempts = row.get(9)?;
+        Some(Mark {
+            place: row.get(1)?,
+            scene: row.get(2)?,
+            generation: row.get(3)?,
+            marked_at: row.get(4)?,
+            change: Change {
+                recount: row.get(5)?,
+                alliances: row.get(6)?,
+                memberships: row.get(7)?,
+                membership_points: row.get(8)?,
+            },
+            attempts,
+            last_error: if attempts > 0 { row.get(10) } else { None },
+        })
+    }
+}
+
+/// A scene whose marks this session has taken, and what they say together.
 pub struct Claim {
     pub scene: Uuid,
-    first: ItemPointerData,
-    others: Vec<ItemPointerData>,
+    pub change: Change,
+    generation: i64,
+    marked_at: TimestampWithTimeZone,
+    attempts: i32,
+    last_error: Option<String>,
+}
+
+impl From<Mark> for Claim {
+    fn from(mark: Mark) -> Claim {
+        let Mark { scene, change, generation, marked_at, attempts, last_error, .. } = mark;
+        Claim { scene, change, generation, marked_at, attempts, last_error }
+    }
 }
 
 impl Claim {
-    pub fn marks(&self) -> impl Iterator<Item = ItemPointerData> + '_ {
-        std::iter::once(self.first).chain(self.others.iter().copied())
+    fn add(&mut self, mark: Mark) {
+        self.change = self.change.and(&mark.change);
+        if mark.attempts > self.attempts {
+            (self.attempts, self.last_error) = (mark.attempts, mark.last_error);
+        }
     }
 }
 
 pub struct Batch {
     pub claims: Vec<Claim>,
-    /// Marks locked; zero when nothing was left to claim.
-    pub locked: u64,
+    /// Marks that were due; zero when nothing was left to claim.
+    pub due: u64,
     /// The next batch starts after this mark.
     pub last_generation: i64,
 }
 
-/// Locks the oldest marks after `after` that are due and that nobody else holds.
-pub fn claim(after: i64, limit: i64, scene: Option<Uuid>) -> Batch {
+/// Takes the oldest marks after `after` that are due and that nobody else holds.
+pub fn claim(after: i64, limit: i64, shard: &Shard) -> Batch {
+    let mut marks: Vec<Mark> = Vec::new();
+    let mut collect = |row: &Fields| marks.extend(Mark::of(row));
+    let due = match shard.scene {
+        Some(_) if after > i64::MIN => 0,
+        Some(scene) => query(include_str!("claim_scene.sql"), Plan::Kept, || vec![arg(scene)], &mut collect),
+        None => query(
+            include_str!("claim.sql"),
+            Plan::for_rows(limit as usize),
+            || vec![arg(after), arg(limit), arg(shard.first), arg(shard.last), arg(shard.region.clone())],
+            &mut collect,
+        ),
+    };
+    let last_generation = marks.iter().map(|mark| mark.generation).max().unwrap_or(after);
     let mut claims: Vec<Claim> = Vec::new();
-    let mut generations: Vec<i64> = Vec::new();
     let mut position: FxHashMap<[u8; 16], usize> = FxHashMap::default();
-    let locked = query(
-        include_str!("claim.sql"),
-        Plan::for_rows(limit as usize),
-        || vec![arg(after), arg(limit), arg(scene)],
-        |row| {
-            let (Some(mark), Some(generation), Some(scene)) =
-                (row.get::<ItemPointerData>(1), row.get::<i64>(2), row.get::<Uuid>(3))
-            else {
-                return;
-            };
-            generations.push(generation);
-            match position.get(scene.as_bytes()) {
-                Some(&at) => claims[at].others.push(mark),
-                None => {
-                    position.insert(*scene.as_bytes(), claims.len());
-                    claims.push(Claim { scene, first: mark, others: Vec::new() });
-                }
+    for mark in take(marks).0 {
+        match position.get(mark.scene.as_bytes()) {
+            Some(&at) => claims[at].add(mark),
+            None => {
+                position.insert(*mark.scene.as_bytes(), claims.len());
+                claims.push(mark.into());
             }
-        },
-    );
-    if locked == 0 {
-        return Batch { claims, locked, last_generation: after };
+        }
     }
-    let last_generation = generations.last().copied().unwrap_or(after);
-    leave_contested(&mut claims, &position, &generations);
-    Batch { claims, locked, last_generation }
+    if !claims.is_empty() {
+        take_other_marks(&mut claims, &position);
+    }
+    Batch { claims, due, last_generation }
 }
 
-/// Drops scenes of which another session has locked a mark: it works on them, or is about to change them.
-///
-/// Further marks that are free are locked too, and cleared together with the first.
-fn leave_contested(claims: &mut Vec<Claim>, position: &FxHashMap<[u8; 16], usize>, generations: &[i64]) {
-    let visible = repeated_marks(claims, position);
-    if visible.is_empty() {
+/// Takes these marks as far as nobody else holds them; returns those, and the scenes of the others.
+fn take(marks: Vec<Mark>) -> (Vec<Mark>, FxHashSet<[u8; 16]>) {
+    let mut taken: FxHashSet<i64> = FxHashSet::default();
+    if let Some(table) = Writable::for_deletion(c"trust_dirty") {
+        taken.extend(marks.iter().filter(|mark| table.delete(mark.place) == Taken::Done).map(|mark| mark.generation));
+        show_changes();
+    } else if !marks.is_empty() {
+        let places = || vec![arg(marks.iter().map(|mark| mark.place).collect::<Vec<_>>())];
+        query(include_str!("take_marks.sql"), Plan::for_rows(marks.len()), places, |row| {
+            taken.extend(row.get::<i64>(1))
+        });
+    }
+    let (ours, others): (Vec<Mark>, Vec<Mark>) = marks.into_iter().partition(|mark| taken.contains(&mark.generation));
+    (ours, others.iter().map(|mark| *mark.scene.as_bytes()).collect())
+}
+
+/// Takes the other marks of claimed scenes too. A scene of which somebody else holds a mark is put back: that session
+/// works on it, or is about to change it.
+fn take_other_marks(claims: &mut Vec<Claim>, position: &FxHashMap<[u8; 16], usize>) {
+    let others = other_marks(claims, position);
+    if others.is_empty() {
         return;
     }
-    let repeated: Vec<Uuid> = visible.keys().map(|&at| claims[at].scene).collect();
-    query(
-        include_str!("claim_others.sql"),
-        Plan::Fresh,
-        || vec![arg(repeated), arg(generations.to_vec())],
-        |row| {
-            if let (Some(mark), Some(scene)) = (row.get::<ItemPointerData>(1), row.get::<Uuid>(2))
-                && let Some(&at) = position.get(scene.as_bytes())
-            {
-                claims[at].others.push(mark);
-            }
-        },
-    );
-    let contested: FxHashSet<[u8; 16]> = visible
-        .iter()
-        .filter(|&(&at, &count)| claims[at].others.len() + 1 < count)
-        .map(|(&at, _)| *claims[at].scene.as_bytes())
-        .collect();
-    claims.retain(|claim| !contested.contains(claim.scene.as_bytes()));
+    let (taken, contested) = take(others);
+    for mark in taken {
+        if let Some(&at) = position.get(mark.scene.as_bytes()) {
+            claims[at].add(mark);
+        }
+    }
+    let (left, kept): (Vec<Claim>, Vec<Claim>) =
+        std::mem::take(claims).into_iter().partition(|claim| contested.contains(claim.scene.as_bytes()));
+    *claims = kept;
+    give_back(&left);
 }
 
-/// How many marks are visible for each claimed scene that has more than one, by position.
-fn repeated_marks(claims: &[Claim], position: &FxHashMap<[u8; 16], usize>) -> FxHashMap<usize, usize> {
-    let mut visible: FxHashMap<usize, usize> = FxHashMap::default();
+fn other_marks(claims: &[Claim], position: &FxHashMap<[u8; 16], usize>) -> Vec<Mark> {
+    let mut scenes: Option<Vec<Uuid>> = None;
     if claims.len() >= SCAN_FROM
         && let Some(table) = Table::open(c"trust_dirty")
         && table.wholly_readable()
     {
-        let scene = table.column("scene_id");
-        let mut counts = vec![0_usize; claims.len()];
-        table.scan(scene, |row| {
-            if let Some(&at) = position.get(&row.uuid(scene)) {
-                counts[at] += 1;
+        let column = table.column("scene_id");
+        let mut found: FxHashSet<[u8; 16]> = FxHashSet::default();
+        table.scan(column, |row| {
+            let scene = row.uuid(column);
+            if position.contains_key(&scene) {
+                found.insert(scene);
             }
         });
-        visible.extend(counts.into_iter().enumerate().filter(|&(_, count)| count > 1));
-    } else {
-        query(
-            include_str!("count_marks.sql"),
-            Plan::for_rows(claims.len()),
-            || vec![arg(claims.iter().map(|claim| claim.scene).collect::<Vec<_>>())],
-            |row| {
-                if let (Some(scene), Some(count)) = (row.get::<Uuid>(1), row.get::<i32>(2))
-                    && let Some(&at) = position.get(scene.as_bytes())
-                {
-                    visible.insert(at, count as usize);
-                }
-            },
-        );
+        if found.is_empty() {
+            return Vec::new();
+        }
+        scenes = Some(found.into_iter().map(Uuid::from_bytes).collect());
     }
-    visible
+    let scenes = scenes.unwrap_or_else(|| claims.iter().map(|claim| claim.scene).collect());
+    let mut marks = Vec::new();
+    query(
+        include_str!("other_marks.sql"),
+        Plan::for_rows(scenes.len()),
+        || vec![arg(scenes.clone())],
+        |row| marks.extend(Mark::of(row)),
+    );
+    marks
+}
+
+/// Puts the marks of scenes that were not done back, as old as they were.
+pub fn give_back(claims: &[Claim]) {
+    if claims.is_empty() {
+        return;
+    }
+    execute(include_str!("give_back.sql"), Plan::Kept, || -> Vec<Arg> {
+        let column = |value: fn(&Claim) -> i64| claims.iter().map(value).collect::<Vec<_>>();
+        vec![
+            arg(claims.iter().map(|claim| claim.scene).collect::<Vec<_>>()),
+            arg(column(|claim| claim.generation)),
+            arg(claims.iter().map(|claim| claim.marked_at).collect::<Vec<_>>()),
+            arg(claims.iter().map(|claim| claim.change.recount).collect::<Vec<_>>()),
+            arg(claims.iter().map(|claim| claim.change.alliances).collect::<Vec<_>>()),
+            arg(claims.iter().map(|claim| claim.change.memberships).collect::<Vec<_>>()),
+            arg(column(|claim| claim.change.membership_points)),
+            arg(claims.iter().map(|claim| claim.attempts).collect::<Vec<_>>()),
+            arg(claims.iter().map(|claim| claim.last_error.clone()).collect::<Vec<_>>()),
+        ]
+    });
+}
+
+/// Puts a scene back that failed: it waits longer each time, and is quarantined in the end.
+pub fn record_failure(claim: &Claim, message: &str) {
+    give_back(std::slice::from_ref(claim));
+    execute(include_str!("record_failure.sql"), Plan::Kept, || {
+        vec![arg(claim.generation), arg(message.to_string()), arg(settings::TRUST_MAX_ATTEMPTS.get())]
+    });
 }

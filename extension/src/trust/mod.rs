@@ -2,6 +2,7 @@
 
 mod claim;
 mod inputs;
+mod progress;
 mod recompute;
 mod rules;
 mod store;
@@ -9,14 +10,26 @@ mod store;
 use crate::error::{refuse, required};
 use crate::settings;
 use crate::statement::{Plan, arg, execute, query};
+use claim::Shard;
 use pgrx::datum::{Interval, Uuid};
 use pgrx::prelude::*;
 use std::time::Duration;
+
+/// What a geohash is written in.
+const GEOHASH: &str = "0123456789bcdefghjkmnpqrstuvwxyz";
 
 /// How much a member of this role counts: owner 1.0, curator 0.8, member 0.5, guest 0.3, anything else 0.5.
 #[pg_extern(immutable, strict, parallel_safe)]
 fn trust_role_multiplier(role: &str) -> f64 {
     rules::role_multiplier(role)
+}
+
+/// What an active membership adds to the points of its scene: trust weight × role multiplier, in units of 1e-13.
+///
+/// Whole numbers, so that they add up to the same in any order. A weight outside 0..1 is an error (22003).
+#[pg_extern(immutable, strict, parallel_safe)]
+fn trust_membership_points(role: &str, trust_weight: f64) -> i64 {
+    rules::membership_points(role, valid_weight(Some(trust_weight)))
 }
 
 /// The trust score of a scene with these memberships (roles and weights, in step) and alliances.
@@ -71,6 +84,9 @@ fn trust_recompute(
     batch_size: default!(Option<i32>, 500),
     timeout: default!(Option<Interval>, "NULL"),
     max_scenes: default!(Option<i64>, "NULL"),
+    region: default!(Option<String>, "NULL"),
+    first_scene: default!(Option<Uuid>, "NULL"),
+    last_scene: default!(Option<Uuid>, "NULL"),
 ) -> TableIterator<
     'static,
     (
@@ -99,7 +115,15 @@ fn trust_recompute(
             "Give at least 1, or leave it out to do all dirty scenes.",
         );
     }
-    let request = recompute::Request { batch_size, max_scenes, timeout: duration(timeout), scene: None };
+    if region.as_deref().is_some_and(|region| region.is_empty() || region.chars().any(|c| !GEOHASH.contains(c))) {
+        refuse(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("region \"{}\" is not the beginning of a geohash", region.unwrap_or_default()),
+            "Geohashes consist of the digits and the lower-case letters without a, i, l and o, such as 'u4pr'.",
+        );
+    }
+    let shard = Shard { scene: None, first: first_scene, last: last_scene, region };
+    let request = recompute::Request { batch_size, max_scenes, timeout: duration(timeout), shard };
     let run = recompute::run(&request);
     TableIterator::once((
         run.processed,
@@ -119,7 +143,8 @@ fn trust_recompute_scene(scene_id: Option<Uuid>) -> Option<f64> {
     let scene = required(scene_id, "scene_id");
     recompute::check_preconditions();
     execute("SELECT trust_mark_dirty(ARRAY[$1])", Plan::Kept, || vec![arg(scene)]);
-    let request = recompute::Request { batch_size: 1, max_scenes: 1, timeout: duration(None), scene: Some(scene) };
+    let shard = Shard { scene: Some(scene), ..Shard::default() };
+    let request = recompute::Request { batch_size: 1, max_scenes: 1, timeout: duration(None), shard };
     let run = recompute::run(&request);
     if run.processed == 0 {
         refuse(
@@ -156,14 +181,22 @@ fn duration(timeout: Option<Interval>) -> Duration {
 extension_sql!(
     r#"
 -- Every statement of a recompute names its rows by place or key: passing over a whole table to find them, or compiling the statement, is never worth it.
-ALTER FUNCTION trust_recompute(int, interval, bigint) SET random_page_cost = 0 SET jit = off;
+ALTER FUNCTION trust_recompute(int, interval, bigint, text, uuid, uuid) SET random_page_cost = 0 SET jit = off;
 ALTER FUNCTION trust_recompute_scene(uuid) SET random_page_cost = 0 SET jit = off;
 
 COMMENT ON FUNCTION trust_role_multiplier(text) IS 'How much a member of this role counts: owner 1.0, curator 0.8, member 0.5, guest 0.3, anything else 0.5.';
 COMMENT ON FUNCTION trust_formula(text[], double precision[], double precision[]) IS 'The trust score of a scene with these roles and trust weights (in step) and alliance weights: mean alliance weight (1 without alliances) x mean of weight x role multiplier (0 without members). A weight outside 0..1 is an error (22003).';
-COMMENT ON FUNCTION trust_recompute(int, interval, bigint) IS 'Recomputes dirty scenes, oldest mark first, batch_size at a time (default 500), until none is left that nobody else works on, the timeout passes (default: pgsteward.trust_recompute_timeout) or max_scenes are done. What was done stays. Returns scenes processed, changed and failed, scenes still dirty, duration in ms, mean absolute change of the score, and whether the timeout ended it; the same is kept in trust_recompute_runs. Needs READ COMMITTED.';
+COMMENT ON FUNCTION trust_membership_points(text, double precision) IS 'What an active membership of this role and trust weight adds to the points of its scene: weight x role multiplier, in units of 1e-13, a whole number so that the order of adding does not matter. A weight outside 0..1 is an error (22003).';
+COMMENT ON FUNCTION trust_recompute(int, interval, bigint, text, uuid, uuid) IS 'Recomputes dirty scenes, oldest mark first, batch_size at a time (default 500), until none is left that nobody else works on, the timeout passes (default: pgsteward.trust_recompute_timeout) or max_scenes are done. region (the beginning of a geohash), first_scene and last_scene restrict it to a part of the scenes, so that workers can own parts. What was done stays. Returns scenes processed, changed and failed, scenes still dirty, duration in ms, mean absolute change of the score, and whether the timeout ended it; the same is kept in trust_recompute_runs. Needs READ COMMITTED.';
 COMMENT ON FUNCTION trust_recompute_scene(uuid) IS 'Recomputes one scene now, dirty or not, and returns its score. An unknown scene is an error (42704); a scene that another session works on is 55P03.';
 "#,
     name = "trust_comments",
-    requires = ["queue_comments", trust_role_multiplier, trust_formula, trust_recompute, trust_recompute_scene]
+    requires = [
+        "queue_comments",
+        trust_role_multiplier,
+        trust_membership_points,
+        trust_formula,
+        trust_recompute,
+        trust_recompute_scene
+    ]
 );

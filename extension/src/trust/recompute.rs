@@ -1,18 +1,20 @@
 //! One cycle of recomputation: claim a batch, read its inputs, store what changed, until done or out of time.
 //!
-//! A scene is worked on by one session at a time (`claim`), and inputs are read after its marks are locked, under a
-//! newer snapshot. A change that commits later adds a mark that this session has not locked and so does not clear:
-//! no change is ever lost, and the last score stored has seen all changes whose marks are gone.
+//! A scene is worked on by one session at a time (`claim`), and inputs are read after its marks have been taken, under a
+//! newer snapshot. A change that commits later adds a mark that this session has not taken: no change is ever lost, and
+//! the last score stored has seen all changes whose marks are gone.
 
 use crate::deadline::Deadline;
 use crate::error::refuse;
 use crate::heap::Table;
+use crate::settings;
 use crate::statement::{Plan, arg, execute, query};
 use crate::subtransaction::{Failure, attempt};
-use crate::trust::claim::{Claim, claim};
+use crate::trust::claim::{Claim, Shard, claim, give_back, record_failure};
 use crate::trust::inputs::read_inputs;
-use crate::trust::store::{Computed, Outcome, record_failure, store};
-use pgrx::datum::{TimestampWithTimeZone, Uuid};
+use crate::trust::progress::Progress;
+use crate::trust::store::{Computed, Outcome, store};
+use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use rustc_hash::FxHashSet;
@@ -22,8 +24,7 @@ pub struct Request {
     pub batch_size: i32,
     pub max_scenes: i64,
     pub timeout: Duration,
-    /// Only this scene.
-    pub scene: Option<Uuid>,
+    pub shard: Shard,
 }
 
 #[derive(Default)]
@@ -56,6 +57,8 @@ impl Run {
 const FIRST_BATCH: i64 = 1_000;
 /// Scenes stored in the first subtransaction of a call; later ones follow the time it took.
 const FIRST_CHUNK: usize = 16;
+/// Memory that a scene of a batch takes at most while it is worked on.
+const BYTES_PER_SCENE: i64 = 1_000;
 const SHORT_CHUNK: Duration = Duration::from_millis(50);
 const LONG_CHUNK: Duration = Duration::from_millis(200);
 
@@ -86,7 +89,10 @@ pub fn run(request: &Request) -> Run {
     let mut run = Run::default();
     let mut chunk = FIRST_CHUNK;
     let mut after = i64::MIN;
-    let mut batch_size = i64::from(request.batch_size).min(FIRST_BATCH);
+    let largest =
+        i64::from(request.batch_size).min(i64::from(settings::TRUST_MEMORY.get()) * 1_024 / BYTES_PER_SCENE).max(1);
+    let mut batch_size = largest.min(FIRST_BATCH);
+    let mut progress = Progress::of(dirty_scenes);
     let deadline = Deadline::after(request.timeout);
 
     while !run.timed_out {
@@ -96,7 +102,7 @@ pub fn run(request: &Request) -> Run {
         }
         let began = Instant::now();
         let read = attempt(|| {
-            let batch = claim(after, limit, request.scene);
+            let batch = claim(after, limit, &request.shard);
             let computed = if batch.claims.is_empty() { Vec::new() } else { read_inputs(&batch.claims) };
             (batch, computed)
         });
@@ -108,17 +114,17 @@ pub fn run(request: &Request) -> Run {
             }
             Err(failure) => failure.raise(),
         };
-        if batch.locked == 0 {
+        if batch.due == 0 {
             break;
         }
         after = batch.last_generation;
         let scenes = batch.claims.len();
-        store_batch(&batch.claims, &computed, &deadline, &mut chunk, &mut run);
+        store_batch(&batch.claims, &computed, &deadline, &mut chunk, &mut run, &mut progress);
         // A batch is read before any of it is stored, so it must fit into the time: at most half of what is left.
         if scenes > 0 {
             let per_scene = began.elapsed().as_secs_f64().max(1e-6) / scenes as f64;
             let affordable = deadline.left().as_secs_f64() / 2.0 / per_scene;
-            batch_size = (affordable as i64).clamp(1, i64::from(request.batch_size));
+            batch_size = (affordable as i64).clamp(1, largest);
         }
         if !run.timed_out && deadline.passed() && run.processed + run.failed < request.max_scenes {
             run.timed_out = dirty_left(after);
@@ -168,48 +174,64 @@ fn dirty_left(after: i64) -> bool {
     query("SELECT FROM trust_dirty WHERE generation > $1 LIMIT 1", Plan::Kept, || vec![arg(after)], |_| ()) > 0
 }
 
-/// Stores a batch in chunks that grow while they are quick, so that a slow one loses little to the deadline.
-fn store_batch(claims: &[Claim], computed: &[Computed], deadline: &Deadline, chunk: &mut usize, run: &mut Run) {
+/// Stores a batch in chunks that grow while they are quick, so that a slow one loses little to the deadline. The marks
+/// of what is not done in time are put back.
+fn store_batch(
+    claims: &[Claim],
+    computed: &[Computed],
+    deadline: &Deadline,
+    chunk: &mut usize,
+    run: &mut Run,
+    progress: &mut Progress,
+) {
     let mut done = 0;
-    while done < claims.len() {
-        if deadline.passed() {
-            run.timed_out = true;
-            return;
-        }
+    while done < claims.len() && !run.timed_out {
         let end = (done + *chunk).min(claims.len());
         let began = Instant::now();
-        if !store_or_isolate(&claims[done..end], &computed[done..end], deadline, run) {
-            run.timed_out = true;
-            return;
-        }
+        done += store_or_isolate(&claims[done..end], &computed[done..end], deadline, run, progress);
+        run.timed_out = done < end || (done < claims.len() && deadline.passed());
         let elapsed = began.elapsed();
         if elapsed < SHORT_CHUNK {
             *chunk = chunk.saturating_mul(4);
         } else if elapsed > LONG_CHUNK {
             *chunk = (*chunk / 2).max(1);
         }
-        done = end;
     }
+    give_back(&claims[done..]);
 }
 
-/// Stores these scenes; if that fails, halves them until the failing scenes stand alone. False if time ran out.
-fn store_or_isolate(claims: &[Claim], computed: &[Computed], deadline: &Deadline, run: &mut Run) -> bool {
+/// Stores these scenes; if that fails, halves them until the failing scenes stand alone. Returns how many were settled
+/// before time ran out.
+fn store_or_isolate(
+    claims: &[Claim],
+    computed: &[Computed],
+    deadline: &Deadline,
+    run: &mut Run,
+    progress: &mut Progress,
+) -> usize {
+    if deadline.passed() {
+        return 0;
+    }
     match attempt(|| store(claims, computed)) {
         Ok(outcome) => {
             run.add(&outcome);
-            true
+            progress.tell(claims, computed);
+            claims.len()
         }
-        Err(_) if deadline.passed() => false,
+        Err(_) if deadline.passed() => 0,
         Err(failure) if concerns_everyone(&failure) => failure.raise(),
         Err(failure) if claims.len() == 1 => {
             record_failure(&claims[0], &failure.message);
             run.failed += 1;
-            true
+            1
         }
         Err(_) => {
             let half = claims.len() / 2;
-            store_or_isolate(&claims[..half], &computed[..half], deadline, run)
-                && store_or_isolate(&claims[half..], &computed[half..], deadline, run)
+            let settled = store_or_isolate(&claims[..half], &computed[..half], deadline, run, progress);
+            if settled < half {
+                return settled;
+            }
+            half + store_or_isolate(&claims[half..], &computed[half..], deadline, run, progress)
         }
     }
 }

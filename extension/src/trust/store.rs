@@ -1,11 +1,13 @@
-//! Storing what changed, and clearing the marks that were claimed for it.
+//! Storing the scores that changed, and keeping their history.
 
+use crate::heap::{Writable, show_changes};
 use crate::settings;
 use crate::statement::{Arg, Plan, arg, execute};
 use crate::trust::claim::Claim;
 use crate::trust::rules::Trust;
-use pgrx::datum::Uuid;
-use pgrx::pg_sys::ItemPointerData;
+use pgrx::datum::{TimestampWithTimeZone, Uuid};
+use pgrx::pg_sys::{self, ItemPointerData};
+use pgrx::prelude::*;
 
 /// What a scene's trust is now, and what is stored of it.
 pub struct Computed {
@@ -29,96 +31,121 @@ pub struct Outcome {
     pub had_score: i64,
 }
 
-/// The columns of the scores to write, as arrays.
-#[derive(Default)]
-struct Scores {
-    scenes: Vec<Uuid>,
-    scores: Vec<f64>,
-    alliance_factors: Vec<f64>,
-    membership_means: Vec<f64>,
-    memberships: Vec<i32>,
-    alliances: Vec<i32>,
+/// The columns of `trust_scores`, in order.
+const COLUMNS: [&str; 8] = [
+    "scene_id",
+    "score",
+    "alliance_factor",
+    "membership_mean",
+    "computed_at",
+    "memberships",
+    "alliances",
+    "membership_points",
+];
+
+type Row<'a> = (Uuid, Option<&'a Trust>);
+
+/// Rows of scores as an array for each column.
+fn columns(rows: &[Row<'_>], at: TimestampWithTimeZone) -> Vec<Arg> {
+    fn column<T: IntoDatum>(rows: &[Row<'_>], value: fn(&Trust) -> T) -> Arg
+    where
+        Vec<Option<T>>: IntoDatum,
+    {
+        arg(rows.iter().map(|(_, trust)| trust.map(value)).collect::<Vec<Option<T>>>())
+    }
+    vec![
+        arg(rows.iter().map(|(scene, _)| *scene).collect::<Vec<_>>()),
+        column(rows, |trust| trust.score),
+        column(rows, |trust| trust.alliance_factor),
+        column(rows, |trust| trust.membership_mean),
+        column(rows, |trust| trust.memberships),
+        column(rows, |trust| trust.alliances),
+        arg(at),
+    ]
 }
 
-impl Scores {
-    fn push(&mut self, scene: Uuid, trust: &Trust) {
-        self.scenes.push(scene);
-        self.scores.push(trust.score);
-        self.alliance_factors.push(trust.alliance_factor);
-        self.membership_means.push(trust.membership_mean);
-        self.memberships.push(trust.memberships);
-        self.alliances.push(trust.alliances);
-    }
-
-    fn arguments(&self) -> Vec<Arg> {
-        vec![
-            arg(self.scenes.clone()),
-            arg(self.scores.clone()),
-            arg(self.alliance_factors.clone()),
-            arg(self.membership_means.clone()),
-            arg(self.memberships.clone()),
-            arg(self.alliances.clone()),
-        ]
-    }
-
-    fn upsert(&self) {
-        if !self.scenes.is_empty() {
-            execute(include_str!("upsert_scores.sql"), Plan::Kept, || self.arguments());
-        }
-    }
-
-    /// Updates the rows where they were read; if somebody has moved one since, all of them by key.
-    fn update(&self, places: Vec<ItemPointerData>) {
-        if self.scenes.is_empty() {
-            return;
-        }
-        let updated = execute(include_str!("update_scores.sql"), Plan::Kept, || {
-            let mut arguments = self.arguments();
-            arguments.push(arg(places));
+fn upsert(rows: &[Row<'_>], at: TimestampWithTimeZone) {
+    if !rows.is_empty() {
+        execute(include_str!("upsert_scores.sql"), Plan::Kept, || {
+            let mut arguments = columns(rows, at);
+            let points = rows.iter().map(|(_, trust)| trust.and_then(|trust| trust.membership_points));
+            arguments.push(arg(points.collect::<Vec<_>>()));
             arguments
         });
-        if updated < self.scenes.len() as u64 {
-            self.upsert();
-        }
     }
 }
 
-/// Writes the scores that changed and clears the claimed marks.
+/// Puts the scores where they were read; those whose row has moved since are returned, to be stored by key.
+fn update<'a>(rows: Vec<(Row<'a>, ItemPointerData)>, at: TimestampWithTimeZone) -> Vec<Row<'a>> {
+    let table = if rows.is_empty() { None } else { Writable::for_update(c"trust_scores", &COLUMNS) };
+    let Some(table) = table else {
+        return rows.into_iter().map(|(row, _)| row).collect();
+    };
+    let mut moved = Vec::new();
+    for ((scene, trust), place) in rows {
+        let Some(trust) = trust else { continue };
+        let mut id = *scene.as_bytes();
+        let mut values = [
+            pg_sys::Datum::from(id.as_mut_ptr()),
+            trust.score.into_datum().unwrap_or(pg_sys::Datum::null()),
+            trust.alliance_factor.into_datum().unwrap_or(pg_sys::Datum::null()),
+            trust.membership_mean.into_datum().unwrap_or(pg_sys::Datum::null()),
+            at.into_datum().unwrap_or(pg_sys::Datum::null()),
+            trust.memberships.into(),
+            trust.alliances.into(),
+            trust.membership_points.unwrap_or_default().into(),
+        ];
+        let mut nulls = [false; COLUMNS.len()];
+        nulls[COLUMNS.len() - 1] = trust.membership_points.is_none();
+        if !table.update(place, &mut values, &mut nulls) {
+            moved.push((scene, Some(trust)));
+        }
+        pgrx::check_for_interrupts!();
+    }
+    show_changes();
+    moved
+}
+
+/// Writes the scores that changed.
 pub fn store(claims: &[Claim], computed: &[Computed]) -> Outcome {
     let mut outcome = Outcome { processed: claims.len() as i64, ..Outcome::default() };
-    let (mut new, mut changed) = (Scores::default(), Scores::default());
-    let mut places: Vec<ItemPointerData> = Vec::new();
-    let mut gone: Vec<Uuid> = Vec::new();
+    let (mut new, mut changed, mut gone, mut history) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (claim, computed) in claims.iter().zip(computed) {
-        match (&computed.trust, &computed.stored) {
-            (Some(trust), None) => new.push(claim.scene, trust),
+        let row: Row<'_> = (claim.scene, computed.trust.as_ref());
+        let moved = match (&computed.trust, &computed.stored) {
+            (Some(_), None) => {
+                new.push(row);
+                true
+            }
             (Some(trust), Some(stored)) => {
                 outcome.had_score += 1;
+                outcome.total_change += (trust.score - stored.trust.score).abs();
                 if trust.differs_from(&stored.trust) {
-                    outcome.total_change += (trust.score - stored.trust.score).abs();
-                    changed.push(claim.scene, trust);
-                    places.push(stored.place);
+                    changed.push((row, stored.place));
                 }
+                trust.moves(&stored.trust)
             }
-            (None, Some(_)) => gone.push(claim.scene),
-            (None, None) => (),
+            (None, Some(_)) => {
+                gone.push(claim.scene);
+                true
+            }
+            (None, None) => false,
+        };
+        if moved {
+            history.push(row);
         }
     }
-    outcome.changed = (new.scenes.len() + changed.scenes.len() + gone.len()) as i64;
-    new.upsert();
-    changed.update(places);
+    outcome.changed = history.len() as i64;
+    // SAFETY: reads the clock.
+    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    let Ok(now) = TimestampWithTimeZone::try_from(now) else { return outcome };
+    new.extend(update(changed, now));
+    upsert(&new, now);
     if !gone.is_empty() {
         execute("DELETE FROM trust_scores WHERE scene_id = ANY ($1)", Plan::Fresh, || vec![arg(gone)]);
     }
-    execute("DELETE FROM trust_dirty WHERE ctid = ANY ($1)", Plan::for_rows(claims.len()), || {
-        vec![arg(claims.iter().flat_map(Claim::marks).collect::<Vec<_>>())]
-    });
+    if settings::TRUST_HISTORY.get() && !history.is_empty() {
+        execute(include_str!("record_history.sql"), Plan::Kept, || columns(&history, now));
+    }
     outcome
-}
-
-/// Notes that a scene failed: it waits longer each time, and is quarantined in the end.
-pub fn record_failure(claim: &Claim, message: &str) {
-    execute(include_str!("record_failure.sql"), Plan::Kept, || {
-        vec![arg(claim.marks().collect::<Vec<_>>()), arg(message.to_string()), arg(settings::TRUST_MAX_ATTEMPTS.get())]
-    });
 }

@@ -1,5 +1,9 @@
 //! Reading a table without the executor: the fastest way to see every row, where row security does not apply.
 
+mod write;
+
+pub use write::{Taken, Writable, show_changes};
+
 use crate::error::refuse;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
@@ -13,6 +17,27 @@ const ROWS_PER_GUARD: u32 = 1_000;
 /// A table opened for reading, closed when dropped.
 pub struct Table {
     relation: pg_sys::Relation,
+    lock: pg_sys::LOCKMODE,
+}
+
+/// What several scans see alike: all that has been committed when it was taken, and what this transaction has done.
+pub struct Snapshot(());
+
+impl Snapshot {
+    pub fn take() -> Snapshot {
+        // SAFETY: popped by Drop, or by the transaction's end if an error is raised before.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+        Snapshot(())
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: pushed by `take`.
+            unsafe { pg_sys::PopActiveSnapshot() };
+        }
+    }
 }
 
 /// The columns of a row that were asked for.
@@ -23,20 +48,27 @@ pub struct Row<'a> {
 impl Table {
     /// Opens a table of the search path; `None` if there is no such table.
     pub fn open(name: &CStr) -> Option<Table> {
+        Table::open_with(name, pg_sys::AccessShareLock as pg_sys::LOCKMODE)
+    }
+
+    fn open_with(name: &CStr, lock: pg_sys::LOCKMODE) -> Option<Table> {
         // SAFETY: the relation is closed by Drop, or by the transaction's end if an error is raised before.
         unsafe {
             let oid = pg_sys::RelnameGetRelid(name.as_ptr());
-            (oid != pg_sys::InvalidOid)
-                .then(|| Table { relation: pg_sys::table_open(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE) })
+            (oid != pg_sys::InvalidOid).then(|| Table { relation: pg_sys::table_open(oid, lock), lock })
         }
     }
 
     /// True if the current user may read every row, so that reading past the executor shows no more than a SELECT.
     pub fn wholly_readable(&self) -> bool {
+        self.open_to(pg_sys::ACL_SELECT)
+    }
+
+    fn open_to(&self, right: u32) -> bool {
         // SAFETY: plain catalogue look-ups on an open relation.
         unsafe {
             let oid = (*self.relation).rd_id;
-            let readable = pg_sys::pg_class_aclcheck(oid, pg_sys::GetUserId(), pg_sys::ACL_SELECT as pg_sys::AclMode);
+            let readable = pg_sys::pg_class_aclcheck(oid, pg_sys::GetUserId(), right as pg_sys::AclMode);
             let row_security = pg_sys::check_enable_rls(oid, pg_sys::InvalidOid, true);
             readable == pg_sys::AclResult::ACLCHECK_OK
                 && row_security != pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
@@ -71,11 +103,15 @@ impl Table {
     }
 
     /// Calls `visit` with every row that the newest snapshot shows; `columns` is the highest column that it reads.
-    pub fn scan(&self, columns: usize, mut visit: impl FnMut(Row<'_>)) {
+    pub fn scan(&self, columns: usize, visit: impl FnMut(Row<'_>)) {
+        self.scan_at(&Snapshot::take(), columns, visit);
+    }
+
+    /// The same with a snapshot that other scans share.
+    pub fn scan_at(&self, _snapshot: &Snapshot, columns: usize, mut visit: impl FnMut(Row<'_>)) {
         // SAFETY: the slot and the scan belong to the open relation and are released in reverse order; on an error
         // the transaction releases them.
         unsafe {
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             let slot = pg_sys::table_slot_create(self.relation, std::ptr::null_mut());
             let scan = pg_sys::table_beginscan(self.relation, pg_sys::GetActiveSnapshot(), 0, std::ptr::null_mut());
             let mut visit_some = || {
@@ -100,7 +136,6 @@ impl Table {
             }
             pg_sys::table_endscan(scan);
             pg_sys::ExecDropSingleTupleTableSlot(slot);
-            pg_sys::PopActiveSnapshot();
         }
     }
 }
@@ -131,7 +166,7 @@ impl Drop for Table {
     fn drop(&mut self) {
         // SAFETY: opened by `open`; while an error unwinds, the transaction closes it.
         if !std::thread::panicking() {
-            unsafe { pg_sys::table_close(self.relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE) };
+            unsafe { pg_sys::table_close(self.relation, self.lock) };
         }
     }
 }
@@ -158,6 +193,10 @@ impl<'a> Row<'a> {
 
     pub fn i32(&self, column: usize) -> i32 {
         self.datum(column).value() as i32
+    }
+
+    pub fn i64(&self, column: usize) -> i64 {
+        self.datum(column).value() as i64
     }
 
     /// Where the row is.
