@@ -45,6 +45,20 @@ impl Deadline {
         Deadline { at: Instant::now() + limit }
     }
 
+    /// Cancels nothing any more, neither the running statement nor a later one.
+    pub fn disarm(&self) {
+        if let Some(id) = TIMEOUT.get() {
+            // SAFETY: the id was registered; afterwards the handler cannot run any more, and a cancellation that
+            // only the deadline asked for must not hit the caller's next statement.
+            unsafe {
+                disable_timeout(*id, false);
+                if PASSED.swap(false, Ordering::Relaxed) {
+                    pg_sys::QueryCancelPending = 0;
+                }
+            }
+        }
+    }
+
     /// How much time is left.
     pub fn left(&self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
@@ -58,15 +72,6 @@ impl Deadline {
 
 impl Drop for Deadline {
     fn drop(&mut self) {
-        if let Some(id) = TIMEOUT.get() {
-            // SAFETY: the id was registered; afterwards the handler cannot run any more, and a cancellation that
-            // only the deadline asked for must not hit the caller's next statement.
-            unsafe {
-                disable_timeout(*id, false);
-                if PASSED.swap(false, Ordering::Relaxed) {
-                    pg_sys::QueryCancelPending = 0;
-                }
-            }
-        }
+        self.disarm();
     }
 }

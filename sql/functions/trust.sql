@@ -145,11 +145,11 @@ BEGIN
                   FROM old_rows WHERE status = 'active' GROUP BY scene_id) AS lost;
     ELSE
         SELECT array_agg(scene_id), array_agg(ct), array_agg(sum) INTO scenes, members, points
-          FROM (SELECT scene_id, sum(ct) AS ct, sum(points) AS sum
-                  FROM (SELECT scene_id, 1 AS ct, trust_membership_points(role, trust_weight) AS points FROM new_rows WHERE status = 'active'
+          FROM (SELECT scene_id, sum(ct) AS ct, sum(part) AS sum
+                  FROM (SELECT scene_id, 1 AS ct, trust_membership_points(role, trust_weight) AS part FROM new_rows WHERE status = 'active'
                          UNION ALL
-                        SELECT scene_id, -1, -trust_membership_points(role, trust_weight) FROM old_rows WHERE status = 'active') AS rows
-                 GROUP BY scene_id HAVING sum(ct) <> 0 OR sum(points) <> 0) AS both_ways;
+                        SELECT scene_id, -1, -trust_membership_points(role, trust_weight) FROM old_rows WHERE status = 'active') AS parts
+                 GROUP BY scene_id HAVING sum(ct) <> 0 OR sum(part) <> 0) AS both_ways;
     END IF;
     IF scenes IS NULL THEN
         RETURN NULL;

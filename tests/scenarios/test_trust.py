@@ -78,11 +78,14 @@ def test_what_marks_a_scene(db):
     assert marked_by(db, f"INSERT INTO memberships (scene_id, user_did, status) VALUES ('{one}', 'u', 'active')") == {1}
     assert marked_by(db, "UPDATE memberships SET role = 'curator'") == {1}
     assert marked_by(db, "UPDATE memberships SET trust_weight = 0.9") == {1}
-    assert marked_by(db, "UPDATE memberships SET status = 'rejected'") == {1}
     assert marked_by(db, f"UPDATE memberships SET scene_id = '{two}'") == {1, 2}
     assert marked_by(db, "UPDATE memberships SET updated_at = now()") == set()
     assert marked_by(db, "UPDATE memberships SET role = role") == set()
-    assert marked_by(db, "DELETE FROM memberships") == {2}
+    assert marked_by(db, "UPDATE memberships SET status = 'rejected'") == {2}
+    assert marked_by(db, "UPDATE memberships SET role = 'guest', trust_weight = 0.1") == set(), "what does not count cannot move a score"
+    assert marked_by(db, f"INSERT INTO memberships (scene_id, user_did) VALUES ('{one}', 'pending')") == set()
+    assert marked_by(db, "UPDATE memberships SET status = 'active'") == {1, 2}
+    assert marked_by(db, "DELETE FROM memberships") == {1, 2}
     assert marked_by(db, f"INSERT INTO alliances (from_scene_id, to_scene_id) VALUES ('{one}', '{two}')") == {1}
     assert marked_by(db, "UPDATE alliances SET weight = 0.5") == {1}
     assert marked_by(db, "UPDATE alliances SET reason = 'friends'") == set()
@@ -96,7 +99,7 @@ def test_what_marks_a_scene(db):
     assert marked_by(db, "UPDATE scenes SET description = 'x'") == set()
     assert marked_by(db, f"DELETE FROM scenes WHERE id = '{two}'") == {2, 3}
     assert marked_by(db, "TRUNCATE memberships") == {1, 3, 4, 5}
-    assert marked_by(db, "INSERT INTO memberships (scene_id, user_did) SELECT id, 'v' FROM scenes ON CONFLICT (scene_id, user_did) DO UPDATE SET role = 'guest'") == {1, 3, 4, 5}
+    assert marked_by(db, "INSERT INTO memberships (scene_id, user_did, status) SELECT id, 'v', 'active' FROM scenes ON CONFLICT (scene_id, user_did) DO UPDATE SET role = 'guest'") == {1, 3, 4, 5}
 
 
 def test_a_mark_belongs_to_the_transaction_of_the_change(db):

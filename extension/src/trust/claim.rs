@@ -94,15 +94,16 @@ pub struct Batch {
 pub fn claim(after: i64, limit: i64, shard: &Shard) -> Batch {
     let mut marks: Vec<Mark> = Vec::new();
     let mut collect = |row: &Fields| marks.extend(Mark::of(row));
-    let due = match shard.scene {
-        Some(_) if after > i64::MIN => 0,
-        Some(scene) => query(include_str!("claim_scene.sql"), Plan::Kept, || vec![arg(scene)], &mut collect),
-        None => query(
-            include_str!("claim.sql"),
-            Plan::for_rows(limit as usize),
-            || vec![arg(after), arg(limit), arg(shard.first), arg(shard.last), arg(shard.region.clone())],
-            &mut collect,
-        ),
+    let plan = Plan::for_rows(limit as usize);
+    let part = || vec![arg(after), arg(limit), arg(shard.first), arg(shard.last)];
+    let due = match (shard.scene, &shard.region) {
+        (Some(_), _) if after > i64::MIN => 0,
+        (Some(scene), _) => query(include_str!("claim_scene.sql"), Plan::Kept, || vec![arg(scene)], &mut collect),
+        (None, None) => query(include_str!("claim.sql"), plan, part, &mut collect),
+        (None, Some(region)) => {
+            let part = || [part(), vec![arg(region.as_str())]].into_iter().flatten().collect();
+            query(include_str!("claim_region.sql"), plan, part, &mut collect)
+        }
     };
     let last_generation = marks.iter().map(|mark| mark.generation).max().unwrap_or(after);
     let mut claims: Vec<Claim> = Vec::new();

@@ -197,7 +197,10 @@ fn store_batch(
             *chunk = (*chunk / 2).max(1);
         }
     }
-    give_back(&claims[done..]);
+    if done < claims.len() {
+        deadline.disarm();
+        give_back(&claims[done..]);
+    }
 }
 
 /// Stores these scenes; if that fails, halves them until the failing scenes stand alone. Returns how many were settled
@@ -220,11 +223,14 @@ fn store_or_isolate(
         }
         Err(_) if deadline.passed() => 0,
         Err(failure) if concerns_everyone(&failure) => failure.raise(),
-        Err(failure) if claims.len() == 1 => {
-            record_failure(&claims[0], &failure.message);
-            run.failed += 1;
-            1
-        }
+        Err(failure) if claims.len() == 1 => match attempt(|| record_failure(&claims[0], &failure.message)) {
+            Ok(()) => {
+                run.failed += 1;
+                1
+            }
+            Err(_) if deadline.passed() => 0,
+            Err(failure) => failure.raise(),
+        },
         Err(_) => {
             let half = claims.len() / 2;
             let settled = store_or_isolate(&claims[..half], &computed[..half], deadline, run, progress);
