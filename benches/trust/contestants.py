@@ -22,9 +22,10 @@ VALUES (%s, %s, %s, %s, %s, %s, now())
        memberships = excluded.memberships, alliances = excluded.alliances, computed_at = excluded.computed_at"""
 
 
-def recompute(arguments):
+def recompute(arguments, history=True):
     """pgsteward, one call."""
     def work(connection):
+        connection.execute(f"SET pgsteward.trust_history = {'on' if history else 'off'}")
         return connection.execute(f"SELECT processed FROM trust_recompute({arguments})").fetchone()[0]
     return work
 
@@ -75,6 +76,12 @@ def loop(connection, scene_at_once=contextlib.nullcontext):
 def loop_in_transactions(connection):
     """The same with one transaction per scene, which spares a flush of the log."""
     return loop(connection, connection.transaction)
+
+
+def read(connection):
+    """Count the rows that a recompute is about, and do nothing else."""
+    for statement in statements("read"):
+        connection.execute(statement)
 
 
 LOOPS = {"loop, each statement commits": loop, "loop, each scene commits": loop_in_transactions}

@@ -1,5 +1,6 @@
 """The data of the benchmark: scenes with ten memberships and three alliances each, and the ways in which they get dirty."""
 
+import random
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ class Scenes:
                 connection.execute((HERE / "plain/few.sql").read_text())
                 connection.execute(MARK)
                 connection.execute("SELECT trust_recompute(1000000, '1 hour')")
+                connection.execute("TRUNCATE trust_score_history")
                 self._settle(connection)
 
     @staticmethod
@@ -59,18 +61,43 @@ class Scenes:
     def clean(self):
         """Leave nothing to do."""
         with self.connect() as connection:
-            connection.execute("TRUNCATE trust_dirty")
+            connection.execute("TRUNCATE trust_dirty, trust_score_history")
 
     def prepare(self, case):
         """Bring the database into the state from which the case is measured; the same for every contestant."""
         with self.connect() as connection:
-            connection.execute("SET session_replication_role = replica")
-            if case == "first":
-                connection.execute("TRUNCATE trust_scores")
-            if case == "changed":
+            if case in ("changed", "one"):
+                # As an application does it: the triggers mark what has changed.
                 connection.execute((HERE / "change.sql").read_text())
-            connection.execute(MARK)
+            if case == "one":
+                connection.execute((HERE / "change_back.sql").read_text())
+            if case in ("same", "first"):
+                connection.execute("SET session_replication_role = replica")
+                connection.execute("TRUNCATE trust_scores" if case == "first" else "SELECT")
+                connection.execute(MARK)
             self._settle(connection)
+
+    def write(self, connection):
+        """Change a membership of every scene, as `changed` does."""
+        connection.execute((HERE / "change.sql").read_text())
+
+    @contextmanager
+    def marked_by(self, who):
+        """A session whose changes are marked by our triggers, by a plain one, or by nobody; it has written before, and nothing is left to clean up."""
+        with self.connect() as connection:
+            connection.execute((HERE / "plain/mark.sql").read_text())
+            connection.execute(f"ALTER TABLE memberships {'ENABLE REPLICA' if who == 'plain' else 'DISABLE'} TRIGGER plain_mark")
+            connection.execute(f"SET session_replication_role = {'origin' if who == 'ours' else 'replica'}")
+            connection.execute("TRUNCATE trust_dirty")
+            self._settle(connection)
+            yield connection
+            connection.execute("DROP TRIGGER plain_mark ON memberships")
+
+    def dirty_many(self, connection, many):
+        """Change one membership of so many scenes beside each other, from a random one on."""
+        first = random.randint(1, max(1, self.count - many))
+        connection.execute("UPDATE memberships SET role = CASE role WHEN 'owner' THEN 'guest' ELSE 'owner' END WHERE user_did = 'did:1' AND scene_id IN "
+                           "(SELECT md5(i::text)::uuid FROM generate_series(%s, %s) AS i)", [first, first + min(many, self.count) - 1])
 
     def dirty_few(self, connection, few):
         """Change and mark a few scenes at random, as an application does: by the trigger."""

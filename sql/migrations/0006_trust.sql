@@ -24,7 +24,7 @@ CREATE TABLE trust_score_history (
     memberships     int,
     alliances       int
 );
-CREATE INDEX trust_score_history_scene_idx ON trust_score_history (scene_id, changed_at);
+CREATE INDEX trust_score_history_scene_idx ON trust_score_history (scene_id);
 CREATE INDEX trust_score_history_changed_idx ON trust_score_history USING brin (changed_at);
 COMMENT ON TABLE trust_score_history IS 'Every change of a stored trust score, while the setting pgsteward.trust_history is on. Read it by trust_history().';
 COMMENT ON COLUMN trust_score_history.scene_id IS 'The scene';
