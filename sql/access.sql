@@ -52,12 +52,13 @@ GRANT EXECUTE ON FUNCTION
     ack_discovery_items(bigint[], uuid, jsonb[], timestamptz), fail_discovery_items(bigint[], uuid, text, boolean, timestamptz),
     extend_discovery_items(bigint[], uuid, int, timestamptz), release_discovery_items(bigint[], uuid, timestamptz), expire_discovery_items(int, timestamptz),
     refresh_gaps(uuid[], uuid[]), check_discovery_items(bigint[], jsonb[]), process_discovery_items(bigint[], uuid),
-    worker_beat(text, text, int, text, timestamptz, text, boolean, int, bigint, text),
+    worker_beat(text, text, int, text, timestamptz, text, boolean, int, bigint, text, int, int, int, int, double precision, int, text, timestamptz),
+    record_trust_run(timestamptz, double precision, bigint, bigint, bigint, bigint, double precision, boolean, text), expire_trust_runs(int, interval),
     trust_recompute(int, interval, bigint, text, uuid, uuid), trust_recompute_scene(uuid), trust_mark_dirty(uuid[]), trust_compute(uuid[]), trust_verify(uuid[])
     TO steward_worker, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
-    steward_schema(), steward_schema_status(), steward_files()
+    steward_schema(), steward_schema_status(), steward_files(), trust_timeout_sec()
     TO steward_readonly, steward_worker, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
@@ -69,7 +70,7 @@ GRANT EXECUTE ON FUNCTION
     TO steward_admin;
 
 GRANT SELECT ON vw_events_queue_health, vw_discovery_queue_health, vw_dead_letter_queue, vw_xmin_horizon, vw_gap_severity,
-    vw_trust_health, vw_worker_health, steward_health
+    vw_trust_health, trust_size, vw_trust_metrics, vw_trust_slo, vw_trust_timeouts, vw_worker_health, steward_health
     TO steward_readonly, steward_worker, steward_admin;
 GRANT INSERT (topic, payload, idempotency_key, ordering_key, priority, run_at, max_attempts) ON events_inbox TO steward_app, steward_worker, steward_admin;
 GRANT SELECT ON schema_migrations, trust_scores, trust_score_history, trust_recompute_runs, event_topics
@@ -86,7 +87,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON
     scenes, memberships, alliances, trust_scores, trust_score_history, trust_dirty, trust_recompute_runs,
     events_queue, marketplace_discovery_queue, event_keys,
     interest_catalog, marketplace_categories, marketplace_interest_map, user_interests, marketplace_listings, marketplace_gaps TO steward_admin;
-GRANT SELECT ON audit_log, event_tally, event_topics, event_parents, topic_usage, topic_slots, key_pace, worker_heartbeats,
+GRANT SELECT ON audit_log, event_tally, trust_tally, event_topics, event_parents, topic_usage, topic_slots, key_pace, worker_heartbeats,
     events_queue_live, events_queue_done, events_queue_error,
     marketplace_discovery_queue_live, marketplace_discovery_queue_done, marketplace_discovery_queue_error TO steward_admin;
 GRANT USAGE ON SEQUENCE trust_dirty_generation_seq, queue_id_seq TO steward_admin;

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// A statement may take this much longer than a recompute is asked to.
 const BEYOND_RECOMPUTE: Duration = Duration::from_secs(30);
 
+/// Tasks that want a connection beside those of the queues and of trust: progress, and removing what is old.
+const OTHER_TASKS: usize = 2;
+
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
@@ -68,6 +71,13 @@ pub struct Config {
     pub trust_interval: Duration,
     pub trust_timeout: Duration,
     pub trust_batch_size: i32,
+    pub trust_concurrency: usize,
+    /// What the geohash of the scenes begins with that are recomputed; None for all.
+    pub trust_region: Option<String>,
+    /// Connections for work.
+    pub pool_size: usize,
+    /// Where HTTP is served; None if nowhere.
+    pub metrics_listen: Option<String>,
     pub log_format: LogFormat,
     pub log_level: String,
     /// The text of each setting and where it comes from, in the order of `settings::ALL`.
@@ -116,6 +126,14 @@ impl Config {
         let format = given.text(&settings::LOG_FORMAT)?.unwrap_or_default();
         let listen_url = given.text(&settings::LISTEN_URL)?;
         let trust_timeout = given.seconds(&settings::TRUST_TIMEOUT)?;
+        let events = given.queue([&settings::QUEUE_CONCURRENCY, &settings::QUEUE_BATCH_SIZE, &settings::LEASE_TTL])?;
+        let discovery = given.queue([
+            &settings::DISCOVERY_CONCURRENCY,
+            &settings::DISCOVERY_BATCH_SIZE,
+            &settings::DISCOVERY_LEASE_TTL,
+        ])?;
+        let trust_concurrency = given.whole(&settings::TRUST_CONCURRENCY)? as usize;
+        let busy = events.concurrency + discovery.concurrency + trust_concurrency + OTHER_TASKS;
         let pooler = given.text(&settings::POOLER)?.unwrap_or_default();
         Ok(Self {
             database_url: given.text(&settings::DATABASE_URL)?,
@@ -123,12 +141,8 @@ impl Config {
             listen_url,
             connect_timeout: given.seconds(&settings::CONNECT_TIMEOUT)?,
             statement_timeout: given.seconds(&settings::STATEMENT_TIMEOUT)?.max(trust_timeout + BEYOND_RECOMPUTE),
-            events: given.queue([&settings::QUEUE_CONCURRENCY, &settings::QUEUE_BATCH_SIZE, &settings::LEASE_TTL])?,
-            discovery: given.queue([
-                &settings::DISCOVERY_CONCURRENCY,
-                &settings::DISCOVERY_BATCH_SIZE,
-                &settings::DISCOVERY_LEASE_TTL,
-            ])?,
+            events,
+            discovery,
             poll_interval: given.seconds(&settings::POLL_INTERVAL)?,
             heartbeat_interval: given.seconds(&settings::HEARTBEAT_INTERVAL)?,
             expire_interval: given.seconds(&settings::EXPIRE_INTERVAL)?,
@@ -136,6 +150,13 @@ impl Config {
             trust_interval: given.seconds(&settings::TRUST_INTERVAL)?,
             trust_timeout,
             trust_batch_size: given.whole(&settings::TRUST_BATCH_SIZE)? as i32,
+            trust_concurrency,
+            trust_region: given.text(&settings::TRUST_REGION)?,
+            pool_size: match given.whole(&settings::POOL_SIZE)? as usize {
+                0 => busy,
+                size => size,
+            },
+            metrics_listen: given.text(&settings::METRICS_LISTEN)?.filter(|address| address != "off"),
             log_format: match format.as_str() {
                 "json" => LogFormat::Json,
                 "plain" => LogFormat::Plain,

@@ -7,6 +7,7 @@ mod batch_size;
 mod cli;
 mod config;
 mod connection;
+mod http;
 mod log;
 mod pace;
 mod problem;

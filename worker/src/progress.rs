@@ -5,7 +5,7 @@ use crate::connection::failure::Failure;
 use crate::queue::Queue;
 use crate::sql;
 use crate::table::{self, Row};
-use crate::tasks::trust;
+use crate::tasks::trust::{self, Memory};
 use crate::worker::{Pulse, Tally, Worker};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
@@ -23,12 +23,13 @@ const LINES_APART: Duration = Duration::from_secs(5);
 pub async fn until_empty(worker: Arc<Worker>, bars: MultiProgress) {
     let mut backoff = Backoff::default();
     let mut shown = Shown::new(&bars);
+    let mut memory = Memory::new(worker.config.trust_batch_size, 0);
     while !worker.stop.drain.is_cancelled() {
         let started = Instant::now();
-        let wait = match look(&worker).await {
+        let wait = match look(&worker, &mut memory).await {
             Ok(Left { events: 0, discovery: 0, scenes: 0, settled: true }) => {
                 shown.finish(&worker.pulse.borrow());
-                worker.stop.drain.cancel();
+                worker.stop.drain("nothing left to do");
                 return;
             }
             Ok(left) => {
@@ -53,10 +54,10 @@ struct Left {
     settled: bool,
 }
 
-async fn look(worker: &Worker) -> Result<Left, Failure> {
+async fn look(worker: &Worker, memory: &mut Memory) -> Result<Left, Failure> {
     let mut left = backlog(worker).await?;
     if left.events + left.discovery + left.scenes == 0 {
-        let run = trust::cycle(worker).await?;
+        let run = trust::cycle(worker, memory).await?;
         left = backlog(worker).await?;
         left.settled = run.processed + run.failed == 0;
     }
@@ -67,7 +68,7 @@ async fn backlog(worker: &Worker) -> Result<Left, Failure> {
     let mut session = worker.database.session().await?;
     let events = sql::items_left(&mut session, Queue::Events).await?;
     let discovery = sql::items_left(&mut session, Queue::Discovery).await?;
-    let (dirty, retrying) = sql::dirty_scenes(&mut session).await?;
+    let (dirty, retrying) = sql::dirty_scenes(&mut session, worker.config.trust_region.as_deref()).await?;
     worker.answered();
     Ok(Left { events, discovery, scenes: (dirty - retrying).max(0), settled: false })
 }

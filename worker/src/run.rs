@@ -8,18 +8,17 @@ use crate::queue::Queue;
 use crate::settings::{DATABASE_URL, LISTEN_URL};
 use crate::tasks::{expire, heartbeat, listener, queue, trust};
 use crate::worker::{Identity, Stop, Worker};
-use crate::{progress, ready};
+use crate::{http, progress, ready};
 use indicatif::MultiProgress;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
 /// After work had to be given back, the tasks get this long to do so; and the last heartbeat as long again.
 const LAST_STEPS: Duration = Duration::from_secs(2);
-/// Sessions beside those of the queues: trust, heartbeat, progress.
-const OTHER_SESSIONS: usize = 3;
 
 /// Works until a signal comes, or until nothing is left.
 pub async fn run(
@@ -36,17 +35,17 @@ pub async fn run(
         let address = Address::resolve(text, &config.describe(setting), environment)?;
         Database::new(address, &application, usage)
     };
-    let loops: usize = Queue::ALL.iter().map(|queue| config.queue(*queue).concurrency).sum();
-    let usage = Usage {
-        sessions: loops + OTHER_SESSIONS,
-        statement_timeout: Some(config.statement_timeout),
-        pooled: config.pooled,
-    };
+    let usage =
+        Usage { sessions: config.pool_size, statement_timeout: Some(config.statement_timeout), pooled: config.pooled };
     let database = open(config.database_url.as_deref(), &DATABASE_URL, usage)?;
     let direct = match &config.listen_url {
         Some(text) => Some(open(Some(text), &LISTEN_URL, Usage { sessions: 1, pooled: false, ..usage })?),
         None => None,
     };
+    let beats = open(config.database_url.as_deref(), &DATABASE_URL, Usage { sessions: 1, ..usage })?;
+    let asking = Usage { sessions: 1, statement_timeout: Some(http::STATEMENT_TIMEOUT), ..usage };
+    let asked = open(config.database_url.as_deref(), &DATABASE_URL, asking)?;
+    let door = http::open(&config).await?;
     let installation = tokio::select! {
         installation = ready::start(&database, config.connect_timeout) => installation?,
         () = stop.drain.cancelled() => return Ok(()),
@@ -60,10 +59,12 @@ pub async fn run(
         place = database.address.place(),
         user = installation.user,
         pooled = config.pooled,
+        pool_size = config.pool_size,
+        trust_recompute_timeout = format!("{}s", config.trust_timeout.as_secs_f64()),
         "worker started"
     );
-    let worker = Arc::new(Worker::new(config, database, identity, stop));
-    let ended = supervise(&worker, direct, until_empty, bars).await;
+    let worker = Arc::new(Worker::new(config, database, beats, identity, stop));
+    let ended = supervise(&worker, direct, door.map(|door| (door, asked)), until_empty, bars).await;
     worker.pulse.send_modify(|pulse| (pulse.draining, pulse.stopped) = (true, true));
     if !timeout(LAST_STEPS, heartbeat::beat(&worker)).await.unwrap_or_default() {
         tracing::warn!("the database could not be told that this worker stops");
@@ -88,6 +89,7 @@ pub async fn run(
 async fn supervise(
     worker: &Arc<Worker>,
     direct: Option<Database>,
+    served: Option<(TcpListener, Database)>,
     until_empty: bool,
     bars: MultiProgress,
 ) -> Result<(), Problem> {
@@ -97,7 +99,9 @@ async fn supervise(
             working.spawn(queue::run(Arc::clone(worker), queue));
         }
     }
-    working.spawn(trust::run(Arc::clone(worker)));
+    for place in 0..worker.config.trust_concurrency {
+        working.spawn(trust::run(Arc::clone(worker), place));
+    }
     if until_empty {
         working.spawn(progress::until_empty(Arc::clone(worker), bars));
     }
@@ -105,6 +109,9 @@ async fn supervise(
     beside.spawn(heartbeat::run(Arc::clone(worker)));
     beside.spawn(listener::run(Arc::clone(worker), direct));
     beside.spawn(expire::run(Arc::clone(worker)));
+    if let Some((door, asked)) = served {
+        beside.spawn(http::serve(door, Arc::clone(worker), asked));
+    }
     let stop = &worker.stop;
     let mut out_of_time = std::pin::pin!(async {
         stop.now.cancelled().await;
@@ -124,7 +131,7 @@ async fn supervise(
             }
         }
         if problem.is_err() {
-            stop.drain.cancel();
+            stop.drain("a broken task");
         }
     }
 }
@@ -147,7 +154,7 @@ fn listen_to_signals(stop: Stop, drain_timeout: Duration) -> Result<(), Problem>
         tokio::select! {
             name = next() => {
                 tracing::info!(signal = name, drain_timeout = drain_timeout.as_secs_f64(), "stopping: finishing what has begun");
-                stop.drain.cancel();
+                stop.drain("stop signal");
             }
             () = stop.drain.cancelled() => (),
         }

@@ -197,6 +197,34 @@ pub static TRUST_BATCH_SIZE: Setting = worker(
     Kind::Whole(1, 1_000_000),
     "Scenes claimed at a time; up to 16 times as many while the backlog is large",
 );
+pub static TRUST_CONCURRENCY: Setting = worker(
+    "trust_recompute_concurrency",
+    &["TRUST_RECOMPUTE_CONCURRENCY"],
+    "1",
+    Kind::Whole(1, 64),
+    "Recomputes at the same time while there is work for more than one",
+);
+pub static TRUST_REGION: Setting = worker(
+    "trust_region",
+    &["TRUST_REGION"],
+    "",
+    Kind::Text,
+    "Recompute only scenes whose coarse_geohash begins so; empty: all",
+);
+pub static POOL_SIZE: Setting = worker(
+    "pool_size",
+    &["PGSTEWARD_POOL_SIZE"],
+    "0",
+    Kind::Whole(0, 1000),
+    "Connections for work; 0: one for each task that may be busy at the same time",
+);
+pub static METRICS_LISTEN: Setting = worker(
+    "metrics_listen",
+    &["PGSTEWARD_METRICS_LISTEN"],
+    "127.0.0.1:9480",
+    Kind::Text,
+    "Address and port of /metrics over HTTP; off: none",
+);
 
 /// All settings, in the order of `pgsteward config`.
 pub static ALL: &[&Setting] = &[
@@ -205,6 +233,7 @@ pub static ALL: &[&Setting] = &[
     &POOLER,
     &CONNECT_TIMEOUT,
     &STATEMENT_TIMEOUT,
+    &POOL_SIZE,
     &QUEUE_CONCURRENCY,
     &QUEUE_BATCH_SIZE,
     &LEASE_TTL,
@@ -218,6 +247,9 @@ pub static ALL: &[&Setting] = &[
     &TRUST_INTERVAL,
     &TRUST_TIMEOUT,
     &TRUST_BATCH_SIZE,
+    &TRUST_CONCURRENCY,
+    &TRUST_REGION,
+    &METRICS_LISTEN,
     &LOG_FORMAT,
     &LOG_LEVEL,
 ];

@@ -1,7 +1,7 @@
 //! All SQL of the worker: one function here per SQL function that it calls.
 
 use crate::connection::failure::Failure;
-use crate::connection::{Parameter, Session};
+use crate::connection::{Parameter, PoolState, Session};
 use crate::queue::Queue;
 use serde_json::{Map, Value};
 use std::time::{Duration, SystemTime};
@@ -255,12 +255,21 @@ pub struct Beat<'a> {
     pub leased: i32,
     pub events_done: i64,
     pub last_error: Option<&'a str>,
+    pub pool: PoolState,
+    pub trust_timeout: Duration,
+    pub trust_callers: usize,
+    pub trust_stop: Option<(&'a str, SystemTime)>,
 }
 
 /// Renews the heartbeat row, without waiting for the disk: the next one follows anyway.
 pub async fn worker_beat(session: &mut Session, beat: &Beat<'_>) -> Result<(), Failure> {
-    let text = "SELECT set_config('synchronous_commit', 'off', true), @extschema@.worker_beat($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
-    let parameters: [Parameter<'_>; 10] = [
+    let text = "SELECT set_config('synchronous_commit', 'off', true), \
+                       @extschema@.worker_beat($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
+    let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+    let pool = [beat.pool.in_use, beat.pool.idle, beat.pool.waiting, beat.pool.max].map(count);
+    let (stop, stopped_at) = beat.trust_stop.unzip();
+    let (timeout, callers) = (beat.trust_timeout.as_secs_f64(), count(beat.trust_callers));
+    let parameters: [Parameter<'_>; 18] = [
         (&beat.worker, Type::TEXT),
         (&beat.host, Type::TEXT),
         (&beat.pid, Type::INT4),
@@ -271,6 +280,14 @@ pub async fn worker_beat(session: &mut Session, beat: &Beat<'_>) -> Result<(), F
         (&beat.leased, Type::INT4),
         (&beat.events_done, Type::INT8),
         (&beat.last_error, Type::TEXT),
+        (&pool[0], Type::INT4),
+        (&pool[1], Type::INT4),
+        (&pool[2], Type::INT4),
+        (&pool[3], Type::INT4),
+        (&timeout, Type::FLOAT8),
+        (&callers, Type::INT4),
+        (&stop, Type::TEXT),
+        (&stopped_at, Type::TIMESTAMPTZ),
     ];
     session.query(text, &parameters).await.map(|_| ())
 }
@@ -286,11 +303,24 @@ pub struct Recomputed {
     pub timed_out: bool,
 }
 
-/// Recomputes the scores of dirty scenes.
-pub async fn trust_recompute(session: &mut Session, batch_size: i32, timeout: Duration) -> Result<Recomputed, Failure> {
-    let text = "SELECT processed, failed, remaining, duration_ms / 1000, avg_weight_variance, timed_out \
-                  FROM @extschema@.trust_recompute($1, make_interval(secs => $2))";
-    let row = session.query_one(text, &[(&batch_size, Type::INT4), (&timeout.as_secs_f64(), Type::FLOAT8)]).await?;
+/// Recomputes the scores of dirty scenes, in a region if one is named.
+pub async fn trust_recompute(
+    session: &mut Session,
+    batch_size: i32,
+    timeout: Duration,
+    region: Option<&str>,
+) -> Result<Recomputed, Failure> {
+    let of_region = if region.is_some() { ", region => $3" } else { "" };
+    let text = format!(
+        "SELECT processed, failed, remaining, duration_ms / 1000, avg_weight_variance, timed_out \
+           FROM @extschema@.trust_recompute($1, make_interval(secs => $2){of_region})"
+    );
+    let timeout = timeout.as_secs_f64();
+    let mut parameters: Vec<Parameter<'_>> = vec![(&batch_size, Type::INT4), (&timeout, Type::FLOAT8)];
+    if let Some(region) = &region {
+        parameters.push((region, Type::TEXT));
+    }
+    let row = session.query_one(&text, &parameters).await?;
     Ok(Recomputed {
         processed: cell(&row, 0)?,
         failed: cell(&row, 1)?,
@@ -301,10 +331,92 @@ pub async fn trust_recompute(session: &mut Session, batch_size: i32, timeout: Du
     })
 }
 
-/// Dirty scenes that are not quarantined, and how many of them failed and will be tried again.
-pub async fn dirty_scenes(session: &mut Session) -> Result<(i64, i64), Failure> {
-    let text = "SELECT greatest(dirty_scenes - quarantined, 0), retrying FROM @extschema@.vw_trust_health";
-    let row = session.query_one(text, &[]).await?;
+/// The same, while the server sends its progress. A session of its own must be given, which ends with a failure.
+pub async fn trust_recompute_telling(
+    session: &mut Session,
+    batch_size: i32,
+    timeout: Duration,
+    region: Option<&str>,
+) -> Result<Recomputed, Failure> {
+    session.query("BEGIN ISOLATION LEVEL READ COMMITTED", &[]).await?;
+    session.query("SELECT set_config('client_min_messages', 'debug1', true)", &[]).await?;
+    let run = trust_recompute(session, batch_size, timeout, region).await?;
+    session.query("COMMIT", &[]).await?;
+    Ok(run)
+}
+
+/// A recompute that failed as a whole, and so could record nothing itself.
+#[derive(Debug, Clone)]
+pub struct Broken {
+    pub started_at: SystemTime,
+    pub took: Duration,
+    pub dirty: i64,
+    pub error: String,
+}
+
+/// Records it.
+pub async fn record_broken(session: &mut Session, broken: &Broken) -> Result<(), Failure> {
+    let text = "SELECT @extschema@.record_trust_run($1, $2, 0, 0, 0, $3, 0, false, $4)";
+    let duration_ms = broken.took.as_secs_f64() * 1000.0;
+    let parameters: [Parameter<'_>; 4] = [
+        (&broken.started_at, Type::TIMESTAMPTZ),
+        (&duration_ms, Type::FLOAT8),
+        (&broken.dirty, Type::INT8),
+        (&broken.error, Type::TEXT),
+    ];
+    session.query(text, &parameters).await.map(|_| ())
+}
+
+/// A line of `vw_trust_metrics`.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    pub metric: String,
+    pub kind: String,
+    pub le: Option<String>,
+    pub value: f64,
+    pub help: String,
+}
+
+/// The metrics of trust.
+pub async fn trust_metrics(session: &mut Session) -> Result<Vec<Sample>, Failure> {
+    let text = "SELECT metric, kind, le, value, help FROM @extschema@.vw_trust_metrics";
+    let rows = session.query(text, &[]).await?;
+    let rows = rows.iter().map(|row| {
+        Ok(Sample {
+            metric: cell(row, 0)?,
+            kind: cell(row, 1)?,
+            le: cell(row, 2)?,
+            value: cell(row, 3)?,
+            help: cell(row, 4)?,
+        })
+    });
+    rows.collect()
+}
+
+/// Deletes up to this many recorded recomputes that are older than is kept; returns how many.
+pub async fn expire_trust_runs(session: &mut Session, most: i32) -> Result<i64, Failure> {
+    cell(&session.query_one("SELECT @extschema@.expire_trust_runs($1)", &[(&most, Type::INT4)]).await?, 0)
+}
+
+/// The same of the history of scores.
+pub async fn expire_trust_history(session: &mut Session, most: i32) -> Result<i64, Failure> {
+    cell(&session.query_one("SELECT @extschema@.expire_trust_history($1)", &[(&most, Type::INT4)]).await?, 0)
+}
+
+/// Dirty scenes that are not quarantined, of a region if one is named, and how many of them failed and will be tried again.
+pub async fn dirty_scenes(session: &mut Session, region: Option<&str>) -> Result<(i64, i64), Failure> {
+    let row = match region {
+        None => {
+            let text = "SELECT greatest(dirty_scenes - quarantined, 0), retrying FROM @extschema@.vw_trust_health";
+            session.query_one(text, &[]).await?
+        }
+        Some(region) => {
+            let text = "SELECT count(DISTINCT d.scene_id), count(DISTINCT d.scene_id) FILTER (WHERE d.attempts > 0) \
+                          FROM @extschema@.trust_dirty d JOIN @extschema@.scenes s ON s.id = d.scene_id \
+                         WHERE d.quarantined_at IS NULL AND starts_with(s.coarse_geohash, $1)";
+            session.query_one(text, &[(&region, Type::TEXT)]).await?
+        }
+    };
     Ok((cell(&row, 0)?, cell(&row, 1)?))
 }
 

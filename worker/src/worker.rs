@@ -6,6 +6,7 @@ use crate::connection::failure::Failure;
 use crate::queue::Queue;
 use crate::tasks::trust;
 use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,10 @@ pub struct Pulse {
     pub scenes: i64,
     pub scenes_failed: i64,
     pub last_error: Option<String>,
+    /// Why a recompute stopped before its end last, and when.
+    pub trust_stop: Option<(&'static str, SystemTime)>,
+    /// When the database was last told that the worker lives.
+    pub beat_at: Option<SystemTime>,
     /// When a scene was recomputed last.
     pub scene_at: Option<Instant>,
     /// Since when the database is out of reach.
@@ -98,12 +103,28 @@ pub struct Stop {
     pub drain: CancellationToken,
     /// Give back at once what is not finished.
     pub now: CancellationToken,
+    why: Arc<OnceLock<&'static str>>,
+}
+
+impl Stop {
+    /// Begins to drain; the first reason counts.
+    pub fn drain(&self, why: &'static str) {
+        self.why.get_or_init(|| why);
+        self.drain.cancel();
+    }
+
+    /// Why the worker drains.
+    pub fn reason(&self) -> &'static str {
+        self.why.get().copied().unwrap_or("stop signal")
+    }
 }
 
 /// The shared state of the tasks.
 pub struct Worker {
     pub config: Config,
     pub database: Database,
+    /// For signs of life, so that they need not wait for work to free a connection.
+    pub beats: Database,
     pub identity: Identity,
     pub stop: Stop,
     pub pulse: watch::Sender<Pulse>,
@@ -115,20 +136,21 @@ pub struct Worker {
     discovery: watch::Sender<u64>,
     /// Counts notifications of dirty scenes.
     pub trust: watch::Sender<u64>,
-    /// Held for the length of a recompute, so that a process runs one at a time.
-    pub trust_memory: tokio::sync::Mutex<trust::Memory>,
+    /// Which failures of scenes have been logged.
+    pub trust_failures: tokio::sync::Mutex<trust::Failures>,
     /// Beats are sent one after another, so that an older one never overwrites a newer one.
     pub beating: tokio::sync::Mutex<()>,
 }
 
 impl Worker {
     /// A worker that has not done anything yet.
-    pub fn new(config: Config, database: Database, identity: Identity, stop: Stop) -> Self {
+    pub fn new(config: Config, database: Database, beats: Database, identity: Identity, stop: Stop) -> Self {
         Self {
             listens: !config.pooled || config.listen_url.is_some(),
-            trust_memory: tokio::sync::Mutex::new(trust::Memory::new(config.trust_batch_size)),
+            trust_failures: tokio::sync::Mutex::default(),
             config,
             database,
+            beats,
             identity,
             stop,
             pulse: watch::Sender::default(),

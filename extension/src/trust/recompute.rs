@@ -134,20 +134,18 @@ pub fn run(request: &Request) -> Run {
 
     run.remaining = dirty_scenes();
     run.duration_ms = started.elapsed().as_secs_f64() * 1_000.0;
-    if run.processed + run.failed > 0 || run.timed_out {
-        execute(include_str!("record_run.sql"), Plan::Kept, || {
-            vec![
-                arg(started_at),
-                arg(run.duration_ms),
-                arg(run.processed),
-                arg(run.changed),
-                arg(run.failed),
-                arg(run.remaining),
-                arg(run.avg_weight_variance()),
-                arg(run.timed_out),
-            ]
-        });
-    }
+    execute(include_str!("record_run.sql"), Plan::Kept, || {
+        vec![
+            arg(started_at),
+            arg(run.duration_ms),
+            arg(run.processed),
+            arg(run.changed),
+            arg(run.failed),
+            arg(run.remaining),
+            arg(run.avg_weight_variance()),
+            arg(run.timed_out),
+        ]
+    });
     run
 }
 

@@ -54,6 +54,30 @@ fn documented_variables_work() {
 }
 
 #[test]
+fn the_pool_is_large_enough_for_all_tasks_unless_its_size_is_given() {
+    let config = load(&[("trust_recompute_concurrency", "4")], &[("PGSTEWARD_QUEUE_CONCURRENCY", "3")], None).unwrap();
+    assert_eq!((config.trust_concurrency, config.pool_size), (4, 3 + 1 + 4 + OTHER_TASKS));
+    assert_eq!(load(&[("pool_size", "2")], &[], None).unwrap().pool_size, 2);
+    assert!(load(&[("pool_size", "-1")], &[], None).is_err());
+}
+
+#[test]
+fn metrics_have_an_address_unless_they_are_off() {
+    assert_eq!(load(&[], &[], None).unwrap().metrics_listen.as_deref(), Some("127.0.0.1:9480"));
+    assert_eq!(load(&[], &[("PGSTEWARD_METRICS_LISTEN", "off")], None).unwrap().metrics_listen, None);
+    assert_eq!(load(&[("trust_region", "u33")], &[], None).unwrap().trust_region.as_deref(), Some("u33"));
+    assert_eq!(load(&[], &[], None).unwrap().trust_region, None);
+}
+
+#[test]
+fn a_timeout_that_is_none_is_refused_by_the_name_of_its_variable() {
+    for value in ["0", "-1", "abc", "NaN", "inf"] {
+        let refused = load(&[], &[("TRUST_RECOMPUTE_TIMEOUT_SEC", value)], None).unwrap_err();
+        assert!(refused.message.contains("TRUST_RECOMPUTE_TIMEOUT_SEC") && refused.message.contains(value));
+    }
+}
+
+#[test]
 fn each_queue_has_its_own_settings() {
     let env = [("PGSTEWARD_DISCOVERY_CONCURRENCY", "3"), ("PGSTEWARD_DISCOVERY_LEASE_TTL", "7")];
     let config = load(&[("queue_batch_size", "11"), ("discovery_batch_size", "12")], &env, None).unwrap();

@@ -81,6 +81,16 @@ impl Failure {
         self.code.as_ref() == Some(&SqlState::QUERY_CANCELED)
     }
 
+    /// What ended the work, in few words.
+    pub fn reason(&self) -> &'static str {
+        match self.code.as_ref().map(SqlState::code) {
+            Some("57014") => "statement cancelled",
+            Some("57P01") => "session terminated by an administrator",
+            _ if self.lost() => "lost connection",
+            _ => "failed statement",
+        }
+    }
+
     /// True if less at a time may fare better: it took too long, or stood in the way of others.
     pub fn too_much(&self) -> bool {
         const IN_THE_WAY: [SqlState; 2] = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED];

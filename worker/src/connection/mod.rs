@@ -13,14 +13,16 @@ use address::Address;
 use cancel::Canceller;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
 use failure::Failure;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_postgres::error::DbError;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Config, Connection, Row, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// Opening a connection, with TLS and login, may take this long beyond its connect_timeout.
@@ -45,11 +47,22 @@ pub struct Usage {
     pub pooled: bool,
 }
 
+/// How many sessions of a pool do what.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolState {
+    pub in_use: usize,
+    pub idle: usize,
+    /// Tasks that wait for a session.
+    pub waiting: usize,
+    pub max: usize,
+}
+
 /// A database that sessions are opened to.
 pub struct Database {
     pub address: Address,
     tls: MakeRustlsConnect,
     pool: Pool,
+    usage: Usage,
     limit: Option<Duration>,
     /// Where the extension is, quoted, as the last connection has found it.
     schema: Arc<watch::Sender<String>>,
@@ -92,7 +105,7 @@ impl Database {
         let grace = if usage.pooled { Duration::ZERO } else { ANSWER_GRACE };
         let limit = usage.statement_timeout.map(|limit| limit + grace);
         let pooler = usage.pooled.then(|| Arc::new(address.config.clone()));
-        Ok(Self { address, tls, pool, limit, schema, pooler })
+        Ok(Self { address, tls, pool, usage, limit, schema, pooler })
     }
 
     /// A session from the pool.
@@ -100,7 +113,37 @@ impl Database {
         let client = self.pool.get().await?;
         let schema = self.schema.borrow().clone();
         let pooler = self.pooler.clone();
-        Ok(Session { client: Some(client), tls: self.tls.clone(), limit: self.limit, schema, pooler })
+        Ok(Session { client: Some(Owned::Pooled(client)), tls: self.tls.clone(), limit: self.limit, schema, pooler })
+    }
+
+    /// How the pool fares.
+    pub fn pool(&self) -> PoolState {
+        let status = self.pool.status();
+        let idle = status.available.min(status.size);
+        PoolState { in_use: status.size - idle, idle, waiting: status.waiting, max: status.max_size }
+    }
+
+    /// A session on a connection of its own, which hands over each message that the server sends beside its answers.
+    pub async fn telling_session(&self, tell: impl Fn(&DbError) + Send + 'static) -> Result<Session, Failure> {
+        let (client, mut driver) = self.connect().await?;
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|context| driver.poll_message(context)).await {
+                if let AsyncMessage::Notice(notice) = message {
+                    tell(&notice);
+                }
+            }
+        });
+        let schema = match self.usage.pooled {
+            true => sql::schema(&client).await?,
+            false => sql::prepare(&client, self.usage.statement_timeout).await?,
+        };
+        Ok(Session {
+            client: Some(Owned::Alone(client)),
+            tls: self.tls.clone(),
+            limit: self.limit,
+            schema: schema.unwrap_or_default(),
+            pooler: self.pooler.clone(),
+        })
     }
 
     /// A connection of its own, to be driven by the caller.
@@ -113,9 +156,24 @@ impl Database {
     }
 }
 
+/// Whose a connection is.
+enum Owned {
+    Pooled(Object),
+    Alone(Client),
+}
+
+impl Owned {
+    fn client(&self) -> &Client {
+        match self {
+            Self::Pooled(object) => object,
+            Self::Alone(client) => client,
+        }
+    }
+}
+
 /// One connection for some statements; it goes back to the pool unless it broke.
 pub struct Session {
-    client: Option<Object>,
+    client: Option<Owned>,
     tls: MakeRustlsConnect,
     limit: Option<Duration>,
     schema: String,
@@ -128,7 +186,9 @@ impl Session {
         let answer = self.answer(&text.replace("@extschema@", &self.schema), parameters).await;
         if answer.as_ref().is_err_and(Failure::ends_connection) {
             // Nobody else shall get a connection that is broken or still waits for an answer.
-            self.client.take().map(Object::take);
+            if let Some(Owned::Pooled(object)) = self.client.take() {
+                drop(Object::take(object));
+            }
         }
         answer
     }
@@ -138,7 +198,7 @@ impl Session {
         let (Some(client), Some(canceller)) = (&self.client, self.canceller()) else {
             return Err(Failure::closed());
         };
-        let mut answer = pin!(client.query_typed(text, parameters));
+        let mut answer = pin!(client.client().query_typed(text, parameters));
         let Some(limit) = self.limit else {
             return Ok(answer.await?);
         };
@@ -161,6 +221,6 @@ impl Session {
     /// What can cancel the statement that this session runs.
     pub fn canceller(&self) -> Option<Canceller> {
         let client = self.client.as_ref()?;
-        Some(Canceller { token: client.cancel_token(), tls: self.tls.clone(), pooler: self.pooler.clone() })
+        Some(Canceller { token: client.client().cancel_token(), tls: self.tls.clone(), pooler: self.pooler.clone() })
     }
 }

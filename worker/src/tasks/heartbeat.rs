@@ -4,6 +4,7 @@ use crate::connection::failure::Failure;
 use crate::sql;
 use crate::worker::Worker;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Beats until the worker stops, and goes on while it drains.
 pub async fn run(worker: Arc<Worker>) {
@@ -24,6 +25,7 @@ pub async fn beat(worker: &Worker) -> bool {
     match send(worker).await {
         Ok(()) => {
             worker.answered();
+            worker.pulse.send_modify(|pulse| pulse.beat_at = Some(SystemTime::now()));
             true
         }
         Err(failure) => {
@@ -34,7 +36,7 @@ pub async fn beat(worker: &Worker) -> bool {
 }
 
 async fn send(worker: &Worker) -> Result<(), Failure> {
-    let mut session = worker.database.session().await?;
+    let mut session = worker.beats.session().await?;
     let pulse = worker.pulse.borrow().clone();
     let state = match (pulse.stopped, pulse.draining) {
         (true, _) => "stopped",
@@ -52,6 +54,10 @@ async fn send(worker: &Worker) -> Result<(), Failure> {
         leased: pulse.leased(),
         events_done: pulse.done(),
         last_error: pulse.last_error.as_deref(),
+        pool: worker.database.pool(),
+        trust_timeout: worker.config.trust_timeout,
+        trust_callers: worker.config.trust_concurrency,
+        trust_stop: pulse.trust_stop,
     };
     sql::worker_beat(&mut session, &beat).await
 }

@@ -4,12 +4,15 @@ use crate::backoff::Backoff;
 use crate::batch_size::BatchSize;
 use crate::connection::Session;
 use crate::connection::failure::Failure;
-use crate::sql::{self, Recomputed, SceneFailure};
+use crate::sql::{self, Broken, Recomputed, SceneFailure};
 use crate::worker::Worker;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+use tokio_postgres::error::DbError;
+use tracing::Level;
 
 /// However many notifications come, recomputes begin at most this often.
 const APART: Duration = Duration::from_secs(1);
@@ -20,82 +23,114 @@ const LARGER: i32 = 16;
 const SHARE: i64 = 4;
 /// What `trust_recompute` takes at most.
 const MOST: i32 = 1_000_000;
+/// Recomputes that failed while nothing could be recorded; more are not counted.
+const MOST_BROKEN: usize = 100;
 
-/// What is remembered from one recompute to the next.
+/// The failures that have been logged, so that each is logged once: the attempt of each mark. None until the first cycle.
+pub type Failures = Option<HashMap<i64, i32>>;
+
+/// What whoever recomputes remembers from one time to the next.
 #[derive(Debug)]
 pub struct Memory {
     /// How large a batch may get.
     largest: BatchSize,
-    /// Failures that have been logged, so that each is logged once: the attempt of each mark. None until the first cycle.
-    failures: Option<HashMap<i64, i32>>,
+    /// How many others of this worker come first: they leave work only if there is more than a batch for each.
+    place: usize,
     /// Dirty scenes when nothing could be done about them: they wait to be tried again.
     waiting: i64,
+    /// Recomputes that failed as a whole, and are to be recorded when that is possible.
+    broken: Vec<Broken>,
 }
 
 impl Memory {
-    /// Nothing to remember yet; batches have at least this size.
-    pub fn new(batch_size: i32) -> Self {
+    /// Nothing to remember yet; batches have at least this size, and so many others come first.
+    pub fn new(batch_size: i32, place: usize) -> Self {
         let largest = BatchSize::between(batch_size, batch_size.saturating_mul(LARGER).min(MOST));
-        Self { largest, failures: None, waiting: 0 }
+        Self { largest, place, waiting: 0, broken: Vec::new() }
     }
 
     /// The batch size for so many dirty scenes.
     fn batch_size(&self, dirty: i64, least: i32) -> i32 {
         i32::try_from(dirty / SHARE).unwrap_or(i32::MAX).min(self.largest.now()).max(least)
     }
+
+    /// Whether those who come first leave nothing of so many dirty scenes.
+    fn is_spare(&self, dirty: i64, least: i32) -> bool {
+        let theirs = i64::try_from(self.place).unwrap_or(i64::MAX).saturating_mul(i64::from(least));
+        self.place > 0 && dirty <= theirs
+    }
 }
 
-/// Recomputes until the worker stops.
-pub async fn run(worker: Arc<Worker>) {
+/// Recomputes until the worker stops; so many others come first.
+pub async fn run(worker: Arc<Worker>, place: usize) {
     let mut backoff = Backoff::default();
     let mut notified = worker.trust.subscribe();
+    let mut memory = Memory::new(worker.config.trust_batch_size, place);
+    let mut stopped = None;
     while !worker.stop.drain.is_cancelled() {
         notified.borrow_and_update();
-        let wait = match cycle(&worker).await {
+        match cycle(&worker, &mut memory).await {
             Ok(run) => {
                 backoff.reset();
-                let total = run.processed + run.remaining;
+                if stopped.take().is_some() {
+                    tracing::info!("trust recompute job goes on");
+                }
                 if run.remaining > 0 && run.processed > 0 {
-                    tracing::debug!(processed = run.processed, total, "recompute progress");
                     continue;
                 }
-                APART
             }
             Err(failure) => {
                 worker.failed("trust recompute", &failure);
+                let reason = failure.reason();
+                if stopped.replace(reason) != Some(reason) {
+                    note_stop(&worker, reason);
+                    tracing::info!(error = failure.to_string(), "trust recompute job stopping due to {reason}");
+                }
                 worker.pause(backoff.next()).await;
                 continue;
             }
-        };
-        worker.pause(wait).await;
+        }
+        worker.pause(APART).await;
         tokio::select! {
             _ = notified.changed() => (),
-            _ = worker.pause(worker.config.trust_interval.saturating_sub(wait)) => (),
+            _ = worker.pause(worker.config.trust_interval.saturating_sub(APART)) => (),
         }
     }
-    tracing::info!("trust recompute job stopping due to stop signal");
+    if place == 0 {
+        let reason = worker.stop.reason();
+        note_stop(&worker, reason);
+        tracing::info!("trust recompute job stopping due to {reason}");
+    }
 }
 
-/// One recompute with its log lines. Only one runs at a time in a process.
-pub async fn cycle(worker: &Worker) -> Result<Recomputed, Failure> {
-    let mut memory = worker.trust_memory.lock().await;
+fn note_stop(worker: &Worker, reason: &'static str) {
+    worker.pulse.send_modify(|pulse| pulse.trust_stop = Some((reason, SystemTime::now())));
+}
+
+/// One recompute with its log lines.
+pub async fn cycle(worker: &Worker, memory: &mut Memory) -> Result<Recomputed, Failure> {
     let session = tokio::select! {
         session = worker.database.session() => session,
         () = worker.stop.drain.cancelled() => return Ok(Recomputed::default()),
     };
     let mut session = session?;
-    if memory.failures.is_none() {
-        let old = sql::scene_failures(&mut session, Duration::ZERO).await?;
-        memory.failures = Some(attempts(&old));
+    while let Some(broken) = memory.broken.last() {
+        sql::record_broken(&mut session, broken).await?;
+        memory.broken.pop();
     }
-    let (dirty, _) = sql::dirty_scenes(&mut session).await?;
+    remember_failures(worker, &mut session).await?;
+    let (dirty, _) = sql::dirty_scenes(&mut session, worker.config.trust_region.as_deref()).await?;
     worker.answered();
+    if memory.is_spare(dirty, worker.config.trust_batch_size) {
+        return Ok(Recomputed::default());
+    }
     let announce = || tracing::info!(dirty_count = dirty, "recomputing trust scores");
     let announced = dirty > memory.waiting;
     if announced {
         announce();
     }
     let batch_size = memory.batch_size(dirty, worker.config.trust_batch_size);
+    let (started_at, began) = (SystemTime::now(), Instant::now());
     let run = match recompute(worker, &mut session, batch_size).await {
         Ok(Some(run)) => run,
         Ok(None) => {
@@ -105,6 +140,9 @@ pub async fn cycle(worker: &Worker) -> Result<Recomputed, Failure> {
         Err(failure) => {
             if failure.too_much() {
                 memory.largest.was_too_much();
+            }
+            if memory.broken.len() < MOST_BROKEN {
+                memory.broken.push(Broken { started_at, took: began.elapsed(), dirty, error: failure.to_string() });
             }
             return Err(failure);
         }
@@ -116,7 +154,7 @@ pub async fn cycle(worker: &Worker) -> Result<Recomputed, Failure> {
         announce();
     }
     if run.failed > 0 {
-        log_failures(&mut session, &mut memory, &run).await?;
+        log_failures(worker, &mut session, &run).await?;
     }
     if acted || announced {
         log_end(worker, &run);
@@ -135,10 +173,20 @@ fn attempts(failures: &[SceneFailure]) -> HashMap<i64, i32> {
     failures.iter().map(|failure| (failure.mark, failure.attempts)).collect()
 }
 
-async fn log_failures(session: &mut Session, memory: &mut Memory, run: &Recomputed) -> Result<(), Failure> {
+/// Failures of the time before this worker are not its to tell.
+async fn remember_failures(worker: &Worker, session: &mut Session) -> Result<(), Failure> {
+    let mut known = worker.trust_failures.lock().await;
+    if known.is_none() {
+        *known = Some(attempts(&sql::scene_failures(session, Duration::ZERO).await?));
+    }
+    Ok(())
+}
+
+async fn log_failures(worker: &Worker, session: &mut Session, run: &Recomputed) -> Result<(), Failure> {
+    let mut known = worker.trust_failures.lock().await;
     let within = Duration::from_secs_f64(run.seconds.max(0.0) + 1.0);
     let failures = sql::scene_failures(session, within).await?;
-    let old = memory.failures.replace(attempts(&failures)).unwrap_or_default();
+    let old = known.replace(attempts(&failures)).unwrap_or_default();
     for failure in failures.iter().filter(|failure| old.get(&failure.mark) != Some(&failure.attempts)) {
         let scene_id = failure.scene.to_string();
         tracing::error!(scene_id, error = failure.error, "failed to recompute trust score");
@@ -164,9 +212,18 @@ fn log_end(worker: &Worker, run: &Recomputed) {
 
 /// Recomputes. When the worker must stop now, that is cancelled and all of it undone: then None.
 async fn recompute(worker: &Worker, session: &mut Session, batch_size: i32) -> Result<Option<Recomputed>, Failure> {
-    let canceller = session.canceller();
-    let config = &worker.config;
-    let mut call = pin!(sql::trust_recompute(session, batch_size, config.trust_timeout));
+    let mut own = match tracing::enabled!(Level::DEBUG) {
+        true => Some(worker.database.telling_session(log_progress).await?),
+        false => None,
+    };
+    let canceller = own.as_ref().unwrap_or(session).canceller();
+    let (timeout, region) = (worker.config.trust_timeout, worker.config.trust_region.as_deref());
+    let mut call = pin!(async {
+        match &mut own {
+            Some(own) => sql::trust_recompute_telling(own, batch_size, timeout, region).await,
+            None => sql::trust_recompute(session, batch_size, timeout, region).await,
+        }
+    });
     tokio::select! {
         done = &mut call => return done.map(Some),
         () = worker.stop.now.cancelled() => (),
@@ -181,17 +238,44 @@ async fn recompute(worker: &Worker, session: &mut Session, batch_size: i32) -> R
     }
 }
 
+/// Logs what the server tells while it recomputes.
+fn log_progress(notice: &DbError) {
+    let Some(Ok(Value::Object(detail))) = notice.detail().map(serde_json::from_str) else {
+        return;
+    };
+    let whole = |name: &str| detail.get(name).and_then(Value::as_i64);
+    match notice.message() {
+        "recompute progress" => {
+            tracing::debug!(processed = whole("processed"), total = whole("total"), "recompute progress");
+        }
+        "trust score recomputed" => {
+            let scene_id = detail.get("scene_id").and_then(Value::as_str);
+            let score = detail.get("score").and_then(Value::as_f64);
+            let (memberships, alliances) = (whole("memberships"), whole("alliances"));
+            tracing::debug!(scene_id, score, memberships, alliances, "trust score recomputed");
+        }
+        _ => (),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn others_help_only_beyond_a_batch_for_each_before_them() {
+        assert!(!Memory::new(500, 0).is_spare(0, 500));
+        let helper = Memory::new(500, 2);
+        assert_eq!([0, 1000, 1001].map(|dirty| helper.is_spare(dirty, 500)), [true, true, false]);
+    }
+
+    #[test]
     fn a_batch_follows_the_backlog_between_the_setting_and_sixteen_times_as_much() {
-        let mut memory = Memory::new(500);
+        let mut memory = Memory::new(500, 0);
         let sizes = [0, 500, 10_000, 100_000].map(|dirty| memory.batch_size(dirty, 500));
         assert_eq!(sizes, [500, 500, 2500, 8000]);
         memory.largest.was_too_much();
         assert_eq!(memory.batch_size(100_000, 500), 4000);
-        assert_eq!(Memory::new(1_000_000).batch_size(i64::MAX, 1_000_000), 1_000_000);
+        assert_eq!(Memory::new(1_000_000, 0).batch_size(i64::MAX, 1_000_000), 1_000_000);
     }
 }
