@@ -34,14 +34,24 @@ END $$;
 GRANT EXECUTE ON FUNCTION
     steward_version(), trust_role_multiplier(text), trust_membership_points(text, double precision), trust_formula(text[], double precision[], double precision[]),
     queue_retry_delay(int, double precision, interval, double precision, interval, double precision), require_valid(boolean, text, text, text), require_argument(anyelement, text),
-    steward_user(), steward_user_id(), trust_score(uuid), discovery_gap_level(bigint), discovery_gap_severity(text, bigint)
+    steward_user(), steward_user_id(), steward_caller(), trust_score(uuid), trust_history(uuid, timestamptz, int),
+    trust_effects(text[], double precision[], double precision[]), trust_ranking_enabled(), search_place(text), search_distance(point, point),
+    search_proximity(double precision), search_recency(double precision, double precision),
+    search_score(double precision, double precision, double precision, double precision, double precision[]), discovery_gap_level(bigint), discovery_gap_severity(text, bigint)
     TO steward_readonly, steward_app, steward_worker, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
     enqueue_event(text, jsonb, text, int, timestamptz, int, text, bigint[]), enqueue_events(text, jsonb[], text[], int, timestamptz, int, text[]),
     enqueue_discovery_item(uuid, uuid, text, int, timestamptz), enqueue_discovery_items(uuid[], uuid[], text[], int, timestamptz),
-    owns_scene(uuid), joined_scene(uuid)
+    owns_scene(uuid), joined_scene(uuid), trust_explain(uuid), trust_simulate(uuid, jsonb),
+    search_scenes(text, point, int, text, timestamptz), search_candidates(tsquery, point, int, boolean, timestamptz), search_cursor(text), setting_version(text, timestamptz)
     TO steward_app, steward_worker, steward_admin;
+
+-- Users act through the application.
+GRANT EXECUTE ON FUNCTION
+    request_membership(uuid), approve_membership(uuid, text), reject_membership(uuid, text),
+    create_alliance(uuid, uuid, double precision, text), update_alliance(uuid, double precision, text), dissolve_alliance(uuid)
+    TO steward_app, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
     lease_events(text, int, int, text), hold_events(bigint[], uuid, timestamptz),
@@ -53,16 +63,17 @@ GRANT EXECUTE ON FUNCTION
     extend_discovery_items(bigint[], uuid, int, timestamptz), release_discovery_items(bigint[], uuid, timestamptz), expire_discovery_items(int, timestamptz),
     refresh_gaps(uuid[], uuid[]), check_discovery_items(bigint[], jsonb[]), process_discovery_items(bigint[], uuid),
     worker_beat(text, text, int, text, timestamptz, text, boolean, int, bigint, text, int, int, int, int, double precision, int, text, timestamptz),
-    record_trust_run(timestamptz, double precision, bigint, bigint, bigint, bigint, double precision, boolean, text), expire_trust_runs(int, interval),
+    record_trust_run(timestamptz, double precision, bigint, bigint, bigint, bigint, double precision, boolean, text),
+    expire_trust_runs(int, interval), expire_trust_history(int, interval),
     trust_recompute(int, interval, bigint, text, uuid, uuid), trust_recompute_scene(uuid), trust_mark_dirty(uuid[]), trust_compute(uuid[]), trust_verify(uuid[])
     TO steward_worker, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
-    steward_schema(), steward_schema_status(), steward_files(), trust_timeout_sec()
+    steward_schema(), steward_schema_status(), steward_files(), trust_timeout_sec(), setting(text, timestamptz)
     TO steward_readonly, steward_worker, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
-    register_topic(text, regproc, int, text), configure_topic(text, jsonb), pause_topic(text), resume_topic(text), drain_topic(text),
+    set_setting(text, jsonb, text), register_topic(text, regproc, int, text), configure_topic(text, jsonb), pause_topic(text), resume_topic(text), drain_topic(text),
     requeue_events(bigint[]), cancel_events(bigint[], text), discard_events(bigint[], text),
     requeue_discovery_items(bigint[]), cancel_discovery_items(bigint[], text), discard_discovery_items(bigint[], text), trust_mark_all_dirty(), wake_workers(text),
     steward_schema_functions(), steward_catalogue(), steward_catalogue_expected(),
@@ -73,7 +84,7 @@ GRANT SELECT ON vw_events_queue_health, vw_discovery_queue_health, vw_dead_lette
     vw_trust_health, trust_size, vw_trust_metrics, vw_trust_slo, vw_trust_timeouts, vw_worker_health, steward_health
     TO steward_readonly, steward_worker, steward_admin;
 GRANT INSERT (topic, payload, idempotency_key, ordering_key, priority, run_at, max_attempts) ON events_inbox TO steward_app, steward_worker, steward_admin;
-GRANT SELECT ON schema_migrations, trust_scores, trust_score_history, trust_recompute_runs, event_topics
+GRANT SELECT ON schema_migrations, trust_scores, trust_score_history, trust_recompute_runs, event_topics, settings, setting_keys
     TO steward_readonly, steward_worker, steward_admin;
 
 -- The worker reads what trust is computed from and writes what follows from it.

@@ -350,7 +350,7 @@ class Cluster:
 
     def _as_server_user(self, command, failure, **options):
         """Run a program of the server as its user, in a small environment."""
-        passed = {"LD_LIBRARY_PATH", "RUST_BACKTRACE", "RUST_LOG"}
+        passed = {"LD_LIBRARY_PATH", "RUST_BACKTRACE", "RUST_LOG", "RANK_TRUST_ENABLED"}
         environment = {key: value for key, value in os.environ.items()
                        if key in passed or key.startswith("PGSTEWARD_")}
         environment |= {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}

@@ -71,6 +71,67 @@ AS 'MODULE_PATHNAME', 'queue_retry_delay_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- extension/src/search/mod.rs
+-- pgsteward::search::search_distance
+CREATE  FUNCTION "search_distance"(
+	"place" point, /* Point */
+	"other" point /* Point */
+) RETURNS double precision /* f64 */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'search_distance_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/search/mod.rs
+-- pgsteward::search::search_place
+CREATE  FUNCTION "search_place"(
+	"geohash" TEXT /* & str */
+) RETURNS point /* Option < Point > */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'search_place_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/search/mod.rs
+-- pgsteward::search::search_proximity
+CREATE  FUNCTION "search_proximity"(
+	"kilometres" double precision /* Option < f64 > */
+) RETURNS double precision /* f64 */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'search_proximity_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/search/mod.rs
+-- pgsteward::search::search_recency
+CREATE  FUNCTION "search_recency"(
+	"age_days" double precision, /* f64 */
+	"half_life_days" double precision /* f64 */
+) RETURNS double precision /* f64 */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'search_recency_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/search/mod.rs
+-- pgsteward::search::search_score
+CREATE  FUNCTION "search_score"(
+	"text" double precision, /* f64 */
+	"proximity" double precision, /* f64 */
+	"recency" double precision, /* f64 */
+	"trust" double precision, /* f64 */
+	"weights" double precision[] /* Vec < Option < f64 > > */
+) RETURNS double precision /* f64 */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'search_score_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- extension/src/schema/mod.rs
 -- pgsteward::schema::steward_catalogue_expected
 CREATE  FUNCTION "steward_catalogue_expected"() RETURNS TABLE (
@@ -409,6 +470,19 @@ COMMENT ON FUNCTION queue_passed(text, text, timestamptz) IS 'Notes where the se
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- extension/src/trust/effects.rs
+-- pgsteward::trust::effects::trust_effects
+CREATE  FUNCTION "trust_effects"(
+	"roles" TEXT[] DEFAULT '{}', /* :: std :: option :: Option < Vec < Option < String > > > */
+	"trust_weights" double precision[] DEFAULT '{}', /* :: std :: option :: Option < Vec < Option < f64 > > > */
+	"alliance_weights" double precision[] DEFAULT '{}' /* :: std :: option :: Option < Vec < Option < f64 > > > */
+) RETURNS double precision[] /* Vec < f64 > */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'trust_effects_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- extension/src/trust/mod.rs
 -- pgsteward::trust::trust_formula
 CREATE  FUNCTION "trust_formula"(
@@ -431,6 +505,15 @@ CREATE  FUNCTION "trust_membership_points"(
 IMMUTABLE STRICT PARALLEL SAFE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'trust_membership_points_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/search/mod.rs
+-- pgsteward::search::trust_ranking_enabled
+CREATE  FUNCTION "trust_ranking_enabled"() RETURNS bool /* bool */
+STRICT STABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'trust_ranking_enabled_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -501,6 +584,36 @@ COMMENT ON FUNCTION trust_formula(text[], double precision[], double precision[]
 COMMENT ON FUNCTION trust_membership_points(text, double precision) IS 'What an active membership of this role and trust weight adds to the points of its scene: weight x role multiplier, in units of 1e-13, a whole number so that the order of adding does not matter. A weight outside 0..1 is an error (22003).';
 COMMENT ON FUNCTION trust_recompute(int, interval, bigint, text, uuid, uuid) IS 'Recomputes dirty scenes, oldest mark first, batch_size at a time (default 500), until none is left that nobody else works on, the timeout passes (default: pgsteward.trust_recompute_timeout) or max_scenes are done. region (the beginning of a geohash), first_scene and last_scene restrict it to a part of the scenes, so that workers can own parts. What was done stays. Returns scenes processed, changed and failed, scenes still dirty, duration in ms, mean absolute change of the score, and whether the timeout ended it; the same is kept in trust_recompute_runs. Needs READ COMMITTED.';
 COMMENT ON FUNCTION trust_recompute_scene(uuid) IS 'Recomputes one scene now, dirty or not, and returns its score. An unknown scene is an error (42704); a scene that another session works on is 55P03.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/trust/effects.rs
+-- requires:
+--   trust_comments
+--   trust_effects
+
+
+COMMENT ON FUNCTION trust_effects(text[], double precision[], double precision[]) IS 'What each membership (roles and trust weights, in step) and then each alliance (weights) of a scene does to its score: the score minus the score without it.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/search/mod.rs
+-- requires:
+--   trust_comments
+--   trust_ranking_enabled
+--   search_place
+--   search_distance
+--   search_proximity
+--   search_recency
+--   search_score
+
+
+COMMENT ON FUNCTION trust_ranking_enabled() IS 'Whether search_scenes() ranks by trust too: the setting pgsteward.rank_trust_enabled, by default the environment variable RANK_TRUST_ENABLED of the server.';
+COMMENT ON FUNCTION search_place(text) IS 'The middle of a geohash as (longitude, latitude). NULL if it is no geohash, and for s00000, which stands for an unknown place.';
+COMMENT ON FUNCTION search_distance(point, point) IS 'Kilometres along the surface of the earth between two points (longitude, latitude). A point that is no place is an error (22023).';
+COMMENT ON FUNCTION search_proximity(double precision) IS 'How near is near: 1 / (1 + kilometres); 0 if the distance is NULL.';
+COMMENT ON FUNCTION search_recency(double precision, double precision) IS 'How new is new: halved with every half-life; 1 for an age of 0 and less. A half-life that is not greater than 0 is an error (22023).';
+COMMENT ON FUNCTION search_score(double precision, double precision, double precision, double precision, double precision[]) IS 'The rank of a scene: the parts text, proximity, recency and trust, each brought within 0 and 1, times the four weights in this order. Weights outside 0 to 1 are an error (22023).';
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -9,6 +9,7 @@ mod error;
 mod heap;
 mod queue;
 mod schema;
+mod search;
 mod settings;
 mod statement;
 mod subtransaction;

@@ -1,13 +1,24 @@
 //! The settings `pgsteward.*` that an administrator tunes per server, role or session.
 
+use crate::search::flag;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::ffi::CString;
+use std::sync::OnceLock;
 
 pub static TRUST_RECOMPUTE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 pub static TRUST_MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(5);
 pub static TRUST_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(256 * 1024);
 pub static TRUST_HISTORY: GucSetting<bool> = GucSetting::<bool>::new(true);
+static RANK_TRUST_ENABLED: OnceLock<GucSetting<bool>> = OnceLock::new();
 static USER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+/// Off, unless the environment in which the server was started says otherwise.
+pub fn rank_trust_enabled() -> &'static GucSetting<bool> {
+    RANK_TRUST_ENABLED.get_or_init(|| {
+        let asked = std::env::var("RANK_TRUST_ENABLED").ok().and_then(|value| flag(&value));
+        GucSetting::<bool>::new(asked.unwrap_or(false))
+    })
+}
 
 pub fn register() {
     GucRegistry::define_int_guc(
@@ -27,6 +38,14 @@ pub fn register() {
         &TRUST_MAX_ATTEMPTS,
         1,
         100,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"pgsteward.rank_trust_enabled",
+        c"Whether search_scenes() ranks by trust too.",
+        c"The default is the environment variable RANK_TRUST_ENABLED of the server, else off. Scores are computed in any case.",
+        rank_trust_enabled(),
         GucContext::Suset,
         GucFlags::default(),
     );

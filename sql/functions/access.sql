@@ -8,6 +8,12 @@ $$;
 COMMENT ON FUNCTION steward_user() IS
     'The user on whose behalf the application acts: the setting pgsteward.user_id (SET LOCAL pgsteward.user_id = ''did:...''), else the claim "sub" of request.jwt.claims as PostgREST and Supabase set it; NULL if neither is set.';
 
+CREATE OR REPLACE FUNCTION steward_caller() RETURNS name
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT coalesce(nullif(current_setting('role'), 'none'), session_user)::name
+$$;
+COMMENT ON FUNCTION steward_caller() IS 'The role that the session acts as, also inside SECURITY DEFINER functions: that of SET ROLE, else that of the login.';
+
 CREATE OR REPLACE FUNCTION owns_scene(scene_id uuid) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
     SELECT EXISTS (SELECT FROM scenes s WHERE s.id = scene_id AND s.owner_did = steward_user())

@@ -66,9 +66,11 @@ COMMENT ON FUNCTION trust_mark_all_dirty() IS 'Marks every scene to be recompute
 
 CREATE OR REPLACE FUNCTION trust_score(scene_id uuid)
 RETURNS TABLE (scene uuid, score double precision, alliance_factor double precision, membership_mean double precision,
-               memberships int, alliances int, stale boolean, computed_at timestamptz)
+               memberships int, alliances int, stale boolean, computed_at timestamptz, last_run_at timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1 SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
+DECLARE
+    last_run timestamptz := (SELECT r.started_at FROM trust_recompute_runs r ORDER BY r.started_at DESC LIMIT 1);
 BEGIN
     PERFORM require_argument(trust_score.scene_id, 'scene_id');
     IF NOT EXISTS (SELECT FROM scenes s WHERE s.id = trust_score.scene_id AND s.deleted_at IS NULL) THEN
@@ -77,16 +79,16 @@ BEGIN
     END IF;
     RETURN QUERY
     SELECT t.scene_id, t.score, t.alliance_factor, t.membership_mean, t.memberships, t.alliances,
-           EXISTS (SELECT FROM trust_dirty d WHERE d.scene_id = t.scene_id), t.computed_at
+           EXISTS (SELECT FROM trust_dirty d WHERE d.scene_id = t.scene_id), t.computed_at, last_run
       FROM trust_scores t WHERE t.scene_id = trust_score.scene_id;
     IF NOT FOUND THEN
         RETURN QUERY
-        SELECT c.scene_id, c.score, c.alliance_factor, c.membership_mean, c.memberships, c.alliances, true, NULL::timestamptz
+        SELECT c.scene_id, c.score, c.alliance_factor, c.membership_mean, c.memberships, c.alliances, true, NULL::timestamptz, last_run
           FROM trust_compute(ARRAY[trust_score.scene_id]) c;
     END IF;
 END $$;
 COMMENT ON FUNCTION trust_score(uuid) IS
-    'The trust score of a scene, 0 to 1, with the parts that multiply to it: score = alliance_factor x membership_mean. stale is true while a change waits to be recomputed. A score that was never stored is computed now, with computed_at NULL. An unknown or deleted scene is an error (42704).';
+    'The trust score of a scene, 0 to 1, with the parts that multiply to it: score = alliance_factor x membership_mean. stale is true while a change waits to be recomputed. A score that was never stored is computed now, with computed_at NULL. last_run_at is when trust_recompute() last had something to do. An unknown or deleted scene is an error (42704).';
 
 CREATE OR REPLACE FUNCTION trust_compute(scene_ids uuid[])
 RETURNS TABLE (scene_id uuid, score double precision, alliance_factor double precision, membership_mean double precision, memberships int, alliances int)

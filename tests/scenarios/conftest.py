@@ -105,6 +105,18 @@ def db(cluster, template):
 
 
 @pytest.fixture
+def roles(db):
+    """Login-like roles of each kind."""
+    for kind in ("app", "worker", "readonly", "admin"):
+        role = f"test_{kind}"
+        if not db.run("SELECT FROM pg_roles WHERE rolname = %s", (role,)):
+            db.run(f"CREATE ROLE {role} IN ROLE steward_{kind}")
+    if not db.run("SELECT FROM pg_roles WHERE rolname = 'test_stranger'"):
+        db.run("CREATE ROLE test_stranger")
+    return db
+
+
+@pytest.fixture
 def empty_db(cluster):
     """A database without the extension."""
     name = f"e_{uuid.uuid4().hex[:12]}"

@@ -1,6 +1,5 @@
 """Roles, grants, row-level security, search paths, comments: the rules that hold for every object."""
 
-import pytest
 from conftest import refused
 
 ALICE, BOB = "did:alice", "did:bob"
@@ -13,19 +12,9 @@ OURS = """SELECT p.oid, p.oid::regprocedure::text AS name, p.proconfig, p.prosec
 # Rust functions that look nothing up by name.
 PURE = {"discovery_gap_level(bigint)", "discovery_gap_severity(text,bigint)", "queue_head(text,text)", "queue_passed(text,text,timestamp with time zone)",
         "queue_retry_delay(integer,double precision,interval,double precision,interval,double precision)", "steward_catalogue_expected()", "steward_files()", "steward_version()",
-        "trust_formula(text[],double precision[],double precision[])", "trust_role_multiplier(text)"}
-
-
-@pytest.fixture
-def roles(db):
-    """Login-like roles of each kind."""
-    for kind in ("app", "worker", "readonly", "admin"):
-        role = f"test_{kind}"
-        if not db.run("SELECT FROM pg_roles WHERE rolname = %s", (role,)):
-            db.run(f"CREATE ROLE {role} IN ROLE steward_{kind}")
-    if not db.run("SELECT FROM pg_roles WHERE rolname = 'test_stranger'"):
-        db.run("CREATE ROLE test_stranger")
-    return db
+        "search_distance(point,point)", "search_place(text)", "search_proximity(double precision)", "search_recency(double precision,double precision)",
+        "search_score(double precision,double precision,double precision,double precision,double precision[])",
+        "trust_effects(text[],double precision[],double precision[])", "trust_formula(text[],double precision[],double precision[])", "trust_ranking_enabled()", "trust_role_multiplier(text)"}
 
 
 def test_every_function_pins_its_search_path(db):

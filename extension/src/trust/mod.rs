@@ -1,6 +1,7 @@
 //! Trust scores of scenes (source: trust operations guide). See `docs/trust.md`.
 
 mod claim;
+mod effects;
 mod inputs;
 mod progress;
 mod recompute;
@@ -41,6 +42,32 @@ fn trust_formula(
     trust_weights: default!(Option<Vec<Option<f64>>>, "'{}'"),
     alliance_weights: default!(Option<Vec<Option<f64>>>, "'{}'"),
 ) -> f64 {
+    let mut inputs = rules::Inputs::default();
+    counted(roles, trust_weights, alliance_weights).iter().for_each(|row| row.add_to(&mut inputs));
+    inputs.trust().score
+}
+
+/// A membership or alliance that counts.
+enum Counted {
+    Membership(String, f64),
+    Alliance(f64),
+}
+
+impl Counted {
+    fn add_to(&self, inputs: &mut rules::Inputs) {
+        match self {
+            Counted::Membership(role, weight) => inputs.add_membership(role, *weight),
+            Counted::Alliance(weight) => inputs.add_alliance(*weight),
+        }
+    }
+}
+
+/// What the arguments of a function list: memberships, then alliances.
+fn counted(
+    roles: Option<Vec<Option<String>>>,
+    trust_weights: Option<Vec<Option<f64>>>,
+    alliance_weights: Option<Vec<Option<f64>>>,
+) -> Vec<Counted> {
     let roles = roles.unwrap_or_default();
     let weights = trust_weights.unwrap_or_default();
     if roles.len() != weights.len() {
@@ -50,14 +77,13 @@ fn trust_formula(
             "Give one trust weight per role.",
         );
     }
-    let mut inputs = rules::Inputs::default();
-    for (role, weight) in roles.iter().zip(weights) {
-        inputs.add_membership(role.as_deref().unwrap_or_default(), valid_weight(weight));
-    }
-    for weight in alliance_weights.unwrap_or_default() {
-        inputs.add_alliance(valid_weight(weight));
-    }
-    inputs.trust().score
+    let memberships = roles
+        .into_iter()
+        .zip(weights)
+        .map(|(role, weight)| Counted::Membership(role.unwrap_or_default(), valid_weight(weight)));
+    let alliances =
+        alliance_weights.unwrap_or_default().into_iter().map(|weight| Counted::Alliance(valid_weight(weight)));
+    memberships.chain(alliances).collect()
 }
 
 fn valid_weight(weight: Option<f64>) -> f64 {

@@ -4,5 +4,7 @@
 pub mod discovery;
 #[path = "../../../extension/src/queue/rules.rs"]
 pub mod queue;
+#[path = "../../../extension/src/search/rules.rs"]
+pub mod search;
 #[path = "../../../extension/src/trust/rules.rs"]
 pub mod trust;
