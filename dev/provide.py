@@ -37,7 +37,14 @@ def venv(_options):
 def pgbouncer(_options):
     """Print the pgbouncer that the tests use."""
     from devkit import pooler
-    print(pooler.provide())
+    print(pooler.PGBOUNCER.provide())
+    return 0
+
+
+def prometheus(_options):
+    """Print the Prometheus that the tests use; promtool is beside it."""
+    from devkit import prometheus as monitoring
+    print(monitoring.PROMETHEUS.provide())
     return 0
 
 
@@ -64,6 +71,8 @@ def main():
     verb.set_defaults(run=venv)
     verb = verbs.add_parser("pgbouncer", help="the pooler of the tests; prints its path")
     verb.set_defaults(run=pgbouncer)
+    verb = verbs.add_parser("prometheus", help="the Prometheus of the tests; prints its path, promtool is beside it")
+    verb.set_defaults(run=prometheus)
     verb = verbs.add_parser("check", help="look at what is there and what is missing; changes nothing")
     verb.add_argument("majors", type=int, nargs="*", metavar="MAJOR")
     verb.set_defaults(run=check)

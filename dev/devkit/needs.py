@@ -8,15 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import apt, clang, pip, pooler, servers, venv
+from . import apt, clang, pip, pooler, prometheus, servers, venv
 from .layout import CHECKOUT, private_folder, reachable, server_user
 from .say import DevError
 
 OK, FETCHED, MISSING = "ok", "will be fetched", "missing"
 PYTHON = (3, 11)
 RUSTUP = "curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
-PACKAGES = {"apt-get": {"compiler": "gcc libc6-dev", "tzdata": "tzdata", "python": "python3", "pgbouncer": "pgbouncer"},
-            "dnf": {"compiler": "gcc glibc-devel", "tzdata": "tzdata", "python": "python3", "pgbouncer": "pgbouncer"}}
+PACKAGES = {"apt-get": {"compiler": "gcc libc6-dev", "tzdata": "tzdata", "python": "python3", "pgbouncer": "pgbouncer", "prometheus": "prometheus"},
+            "dnf": {"compiler": "gcc glibc-devel", "tzdata": "tzdata", "python": "python3", "pgbouncer": "pgbouncer", "prometheus": "golang-github-prometheus"}}
 
 
 def check(majors):
@@ -25,7 +25,7 @@ def check(majors):
     found += [_server(major) for major in majors]
     if servers.own_major() in majors:
         found.append(_time_zones())
-    return [*found, _libclang(), _venv(), _pgbouncer()]
+    return [*found, _libclang(), _venv(), _packaged(pooler.PGBOUNCER, "0.2 MB"), _packaged(prometheus.PROMETHEUS, "19 MB")]
 
 
 def _install(need):
@@ -145,14 +145,14 @@ def _venv():
         "Python environment", venv.found_in(private_folder() / "venv"), "7 MB, Python packages")
 
 
-def _pgbouncer():
-    """Look at the pooler of the tests."""
-    found = pooler.found()
+def _packaged(program, size):
+    """Look at a program of this distribution's packages."""
+    found = program.found()
     if found:
-        return "pgbouncer", OK, str(found)
-    if pooler.offered():
-        return "pgbouncer", FETCHED, "0.2 MB, this distribution's packages"
-    return "pgbouncer", MISSING, _install("pgbouncer")
+        return program.package, OK, str(found)
+    if program.offered():
+        return program.package, FETCHED, f"{size}, this distribution's packages"
+    return program.package, MISSING, _install(program.package)
 
 
 def _found_or_fetched(name, found, origin):
