@@ -34,7 +34,7 @@ END $$;
 GRANT EXECUTE ON FUNCTION
     steward_version(), trust_role_multiplier(text), trust_membership_points(text, double precision), trust_formula(text[], double precision[], double precision[]),
     queue_retry_delay(int, double precision, interval, double precision, interval, double precision), require_valid(boolean, text, text, text), require_argument(anyelement, text),
-    steward_user(), steward_user_id(), steward_caller(), trust_score(uuid), trust_history(uuid, timestamptz, int),
+    steward_user(), steward_user_id(), steward_caller(), trust_score(uuid), trust_rank(uuid), trust_history(uuid, timestamptz, int),
     trust_effects(text[], double precision[], double precision[]), trust_ranking_enabled(), search_place(text), search_distance(point, point),
     search_proximity(double precision), search_recency(double precision, double precision),
     search_score(double precision, double precision, double precision, double precision, double precision[]), discovery_gap_level(bigint), discovery_gap_severity(text, bigint)
@@ -67,6 +67,14 @@ GRANT EXECUTE ON FUNCTION
     expire_trust_runs(int, interval), expire_trust_history(int, interval),
     trust_recompute(int, interval, bigint, text, uuid, uuid), trust_recompute_scene(uuid), trust_mark_dirty(uuid[]), trust_compute(uuid[]), trust_verify(uuid[])
     TO steward_worker, steward_admin;
+
+-- A propagation runs with the rights of its owner, so that it reads the tables in one pass; row security would not let it.
+GRANT EXECUTE ON FUNCTION
+    trust_propagate(double precision, uuid[], int, double precision, interval),
+    trust_propagate_edges(text[], text[], double precision[], double precision, text[], int, double precision),
+    expire_trust_propagation_runs(int, interval)
+    TO steward_worker, steward_admin;
+GRANT SELECT ON trust_ranks, trust_propagation_runs TO steward_readonly, steward_worker, steward_admin;
 
 GRANT EXECUTE ON FUNCTION
     steward_schema(), steward_schema_status(), steward_files(), trust_timeout_sec(), setting(text, timestamptz)

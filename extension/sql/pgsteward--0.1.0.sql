@@ -508,6 +508,55 @@ AS 'MODULE_PATHNAME', 'trust_membership_points_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- extension/src/propagation/mod.rs
+-- pgsteward::propagation::trust_propagate
+CREATE  FUNCTION "trust_propagate"(
+	"damping" double precision DEFAULT 0.85, /* Option < f64 > */
+	"pretrusted" uuid[] DEFAULT NULL, /* :: std :: option :: Option < Vec < Option < Uuid > > > */
+	"max_iterations" INT DEFAULT 100, /* Option < i32 > */
+	"tolerance" double precision DEFAULT 1e-9, /* Option < f64 > */
+	"timeout" interval DEFAULT NULL /* Option < Interval > */
+) RETURNS TABLE (
+	"scenes" bigint,  /* i64 */
+	"edges" bigint,  /* i64 */
+	"iterations" INT,  /* i32 */
+	"residual" double precision,  /* Option < f64 > */
+	"converged" bool,  /* bool */
+	"changed" bigint,  /* i64 */
+	"warm_started" bool,  /* bool */
+	"timed_out" bool,  /* bool */
+	"duration_ms" double precision  /* f64 */
+)
+VOLATILE SECURITY DEFINER PARALLEL UNSAFE
+SET search_path TO pg_catalog, @extschema@, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'trust_propagate_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/propagation/mod.rs
+-- pgsteward::propagation::trust_propagate_edges
+CREATE  FUNCTION "trust_propagate_edges"(
+	"sources" TEXT[], /* :: std :: option :: Option < Array < '_, & str > > */
+	"targets" TEXT[], /* :: std :: option :: Option < Array < '_, & str > > */
+	"weights" double precision[], /* :: std :: option :: Option < Array < '_, f64 > > */
+	"damping" double precision DEFAULT 0.85, /* Option < f64 > */
+	"pretrusted" TEXT[] DEFAULT NULL, /* :: std :: option :: Option < Vec < Option < String > > > */
+	"max_iterations" INT DEFAULT 100, /* Option < i32 > */
+	"tolerance" double precision DEFAULT 1e-9 /* Option < f64 > */
+) RETURNS TABLE (
+	"node" TEXT,  /* String */
+	"rank" double precision,  /* f64 */
+	"distrust" double precision,  /* f64 */
+	"net_rank" double precision  /* f64 */
+)
+IMMUTABLE PARALLEL SAFE
+SET search_path TO pg_catalog, pg_temp
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'trust_propagate_edges_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- extension/src/search/mod.rs
 -- pgsteward::search::trust_ranking_enabled
 CREATE  FUNCTION "trust_ranking_enabled"() RETURNS bool /* bool */
@@ -626,6 +675,21 @@ COMMENT ON FUNCTION search_score(double precision, double precision, double prec
 
 COMMENT ON FUNCTION discovery_gap_level(bigint) IS 'How badly an interest is served by so many active listings in stock: 0 critical, 1 to 4 low, 5 or more none. A negative number is an error (22003).';
 COMMENT ON FUNCTION discovery_gap_severity(text, bigint) IS 'A number that puts the worst gap first: none 0 to 1, low 1 to 2, critical 2 to 3, plus demand / (demand + 1) within the level, where demand is the number of users who want it. Another level is an error (22023), negative demand too (22003).';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/propagation/mod.rs
+-- requires:
+--   discovery_comments
+--   trust_propagate
+--   trust_propagate_edges
+
+
+-- Rows are stored by place or key: passing over the table to find them, or compiling the statement, is never worth it.
+ALTER FUNCTION trust_propagate(double precision, uuid[], int, double precision, interval) SET random_page_cost = 0 SET jit = off;
+
+COMMENT ON FUNCTION trust_propagate(double precision, uuid[], int, double precision, interval) IS 'Transitive trust: ranks all scenes that stand by personalised PageRank (EigenTrust) over their active alliances, with damping (0 to less than 1) and teleport to the pretrusted scenes (NULL: all alike), until the ranks change by no more than tolerance in sum, max_iterations are done or the timeout passes (NULL: no limit). Stores them in trust_ranks; what was reached is kept, and the next call goes on from it. One caller at a time, another gets 55P03. Returns what is kept in trust_propagation_runs.';
+COMMENT ON FUNCTION trust_propagate_edges(text[], text[], double precision[], double precision, text[], int, double precision) IS 'Transitive trust over any edges, given as sources, targets and weights in step; the tables are not read. rank sums to 1 over all nodes. Negative weights are distrust: they pass no rank on; distrust is the rank-weighted vote against a node, and net_rank what is left, at least 0.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

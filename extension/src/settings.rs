@@ -10,6 +10,7 @@ pub static TRUST_MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(5);
 pub static TRUST_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(256 * 1024);
 pub static TRUST_HISTORY: GucSetting<bool> = GucSetting::<bool>::new(true);
 static RANK_TRUST_ENABLED: OnceLock<GucSetting<bool>> = OnceLock::new();
+pub static TRUST_PROPAGATE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1_048_576);
 static USER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
 /// Off, unless the environment in which the server was started says otherwise.
@@ -66,6 +67,16 @@ pub fn register() {
         &TRUST_HISTORY,
         GucContext::Suset,
         GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"pgsteward.trust_propagate_memory",
+        c"How much memory one propagation of trust may take for its graph.",
+        c"A graph that needs more is refused with the amount that it needs: about 160 bytes for each scene and 28 for each alliance.",
+        &TRUST_PROPAGATE_MEMORY,
+        64,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_KB,
     );
     GucRegistry::define_string_guc(
         c"pgsteward.user_id",

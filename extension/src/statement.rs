@@ -111,6 +111,42 @@ pub fn query(
     })
 }
 
+/// Rows of a result that are held at a time.
+const ROWS_PER_FETCH: i64 = 10_000;
+
+/// Runs a statement without arguments and visits each row, holding few of them at a time.
+pub fn stream(sql: &str, mut visit: impl FnMut(&Fields)) {
+    let Ok(text) = CString::new(sql) else { return };
+    Spi::connect_mut(|_| {
+        // SAFETY: a statement without arguments; each table of rows is freed before the next is fetched.
+        unsafe {
+            let cursor = pg_sys::SPI_cursor_open_with_args(
+                std::ptr::null(),
+                text.as_ptr(),
+                0,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                std::ptr::null(),
+                false,
+                0,
+            );
+            loop {
+                pg_sys::SPI_cursor_fetch(cursor, true, ROWS_PER_FETCH);
+                if pg_sys::SPI_processed == 0 {
+                    break;
+                }
+                let table = &*pg_sys::SPI_tuptable;
+                for i in 0..table.numvals as usize {
+                    visit(&Fields { tuple: *table.vals.add(i), descriptor: table.tupdesc });
+                }
+                pg_sys::SPI_freetuptable(pg_sys::SPI_tuptable);
+                pg_sys::check_for_interrupts!();
+            }
+            pg_sys::SPI_cursor_close(cursor);
+        }
+    });
+}
+
 /// The session's plan of a statement; PostgreSQL makes it anew by itself when a table or the search path changes.
 unsafe fn kept_plan(sql: &'static str, text: &CString, types: &mut [pg_sys::Oid]) -> pg_sys::SPIPlanPtr {
     if let Some(plan) = KEPT.with_borrow(|kept| kept.get(sql).copied()) {

@@ -107,7 +107,7 @@ impl Table {
         self.scan_at(&Snapshot::take(), columns, visit);
     }
 
-    /// The same with a snapshot that other scans share.
+    /// The same with a snapshot that other scans share: the latest one that was taken and is not dropped yet.
     pub fn scan_at(&self, _snapshot: &Snapshot, columns: usize, mut visit: impl FnMut(Row<'_>)) {
         // SAFETY: the slot and the scan belong to the open relation and are released in reverse order; on an error
         // the transaction releases them.

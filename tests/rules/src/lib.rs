@@ -2,6 +2,8 @@
 
 #[path = "../../../extension/src/discovery/rules.rs"]
 pub mod discovery;
+#[path = "../../../extension/src/propagation/rules.rs"]
+pub mod propagation;
 #[path = "../../../extension/src/queue/rules.rs"]
 pub mod queue;
 #[path = "../../../extension/src/search/rules.rs"]
