@@ -132,21 +132,26 @@ COMMENT ON COLUMN trust_size.callers IS 'Recomputes that they run at the same ti
 COMMENT ON COLUMN trust_size.timeout_sec IS 'Seconds that a recompute may take';
 
 CREATE OR REPLACE VIEW health_trust (check_name, level, subject, value, threshold, detail, hint) AS
+WITH health AS MATERIALIZED (
+    SELECT * FROM vw_trust_health
+), size AS MATERIALIZED (
+    SELECT * FROM trust_size
+)
 SELECT 'trust.backlog', CASE WHEN oldest_dirty_age_sec > 300 THEN 'error' WHEN oldest_dirty_age_sec > 120 THEN 'warn' ELSE 'ok' END,
        'trust_dirty', round(oldest_dirty_age_sec::numeric, 1)::double precision, 300::double precision,
        format('%s scenes are dirty', dirty_scenes),
        CASE WHEN oldest_dirty_age_sec > 120 THEN 'Is a worker running? SELECT * FROM vw_worker_health; or by hand: SELECT * FROM trust_recompute();' END
-  FROM vw_trust_health
+  FROM health
 UNION ALL
 SELECT 'trust.quarantined', CASE WHEN quarantined > 0 THEN 'warn' ELSE 'ok' END, 'trust_dirty', quarantined, 0,
        format('%s scenes failed too often', quarantined),
        CASE WHEN quarantined > 0 THEN 'SELECT scene_id, last_error FROM trust_dirty WHERE quarantined_at IS NOT NULL; then trust_mark_dirty(ids).' END
-  FROM vw_trust_health
+  FROM health
 UNION ALL
 SELECT 'trust.timeout', CASE WHEN last_run_timed_out THEN 'warn' ELSE 'ok' END, 'trust_recompute_runs', coalesce(last_run_duration_ms, 0), NULL,
        CASE WHEN last_run_at IS NULL THEN 'no run yet' ELSE format('the last run had %s scenes', last_run_processed) END,
        CASE WHEN last_run_timed_out THEN 'Now and then, or most of the time? SELECT * FROM vw_trust_timeouts;' END
-  FROM vw_trust_health
+  FROM health
 UNION ALL
 SELECT 'trust.slo', CASE verdict WHEN 'critical' THEN 'error' WHEN 'warning' THEN 'warn' ELSE 'ok' END, metric, current_value, critical_threshold,
        format('%s, %s', verdict, detail),
@@ -156,10 +161,10 @@ UNION ALL
 SELECT 'trust.scenes', 'ok', 'scenes', g.scenes, g.next_step, format('%s scenes%s', g.scenes, ', the ' || g.step || ' step is reached'), NULL
   FROM (SELECT f.scenes, CASE WHEN f.scenes >= 100000 THEN '100k' WHEN f.scenes >= 50000 THEN '50k' WHEN f.scenes >= 10000 THEN '10k' END AS step,
                CASE WHEN f.scenes < 10000 THEN 10000 WHEN f.scenes < 50000 THEN 50000 WHEN f.scenes < 100000 THEN 100000 END AS next_step
-          FROM trust_size f) g
+          FROM size f) g
 UNION ALL
 SELECT 'trust.scaling', 'warn', a.step, f.scenes, a.least, a.detail, a.advice
-  FROM trust_size f CROSS JOIN LATERAL (VALUES
+  FROM size f CROSS JOIN LATERAL (VALUES
     ('10k', 10000, f.timeout_sec >= 60, format('10k+ scenes, and a recompute may take %s s', f.timeout_sec),
         'Set TRUST_RECOMPUTE_TIMEOUT_SEC=60 for the workers, or pgsteward.trust_recompute_timeout = ''60 s''; review the indexes: SELECT * FROM steward_schema_validate();'),
     ('50k', 50000, f.callers >= 2, format('50k+ scenes, and %s recomputes at a time', f.callers),

@@ -185,6 +185,15 @@ def test_expiring_runs(db):
     assert db.one("SELECT count(*) FROM trust_recompute_runs") == 1
 
 
+def test_workers_expire_runs(db, worker):
+    for age in ("1 hour", "31 days"):
+        db.run("SELECT record_trust_run(clock_timestamp() - %s::interval, 1, 2, 1, 0, 0, 0, false)", (age,))
+    process = worker("--expire-interval", "0.2")
+    line = logged(process, "deleted what was older than it is kept")
+    assert (line["of"], line["deleted"]) == ("trust runs", 1)
+    assert db.one("SELECT count(*) FROM trust_recompute_runs") == 1
+
+
 def test_who_may_see_and_record(db):
     add_scenes(db, 3)
     for role, may_read, may_work in (("steward_app", False, False), ("steward_readonly", True, False), ("steward_worker", True, True), ("steward_admin", True, True)):

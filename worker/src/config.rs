@@ -152,9 +152,9 @@ impl Config {
             trust_batch_size: given.whole(&settings::TRUST_BATCH_SIZE)? as i32,
             trust_concurrency,
             trust_region: given.text(&settings::TRUST_REGION)?,
-            pool_size: match given.whole(&settings::POOL_SIZE)? as usize {
-                0 => busy,
-                size => size,
+            pool_size: match given.text(&settings::POOL_SIZE)? {
+                None => busy,
+                Some(_) => given.whole(&settings::POOL_SIZE)? as usize,
             },
             metrics_listen: given.text(&settings::METRICS_LISTEN)?.filter(|address| address != "off"),
             log_format: match format.as_str() {

@@ -211,13 +211,16 @@ pub static TRUST_REGION: Setting = worker(
     Kind::Text,
     "Recompute only scenes whose coarse_geohash begins so; empty: all",
 );
-pub static POOL_SIZE: Setting = worker(
-    "pool_size",
-    &["PGSTEWARD_POOL_SIZE"],
-    "0",
-    Kind::Whole(0, 1000),
-    "Connections for work; 0: one for each task that may be busy at the same time",
-);
+pub static POOL_SIZE: Setting = Setting {
+    worker: true,
+    ..general(
+        "pool_size",
+        &["PGSTEWARD_POOL_SIZE"],
+        None,
+        Kind::Whole(1, 1000),
+        "Connections for work; unless given, one for each task that may be busy at the same time",
+    )
+};
 pub static METRICS_LISTEN: Setting = worker(
     "metrics_listen",
     &["PGSTEWARD_METRICS_LISTEN"],
