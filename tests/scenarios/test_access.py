@@ -14,7 +14,7 @@ PURE = {"discovery_gap_level(bigint)", "discovery_gap_severity(text,bigint)", "q
         "queue_retry_delay(integer,double precision,interval,double precision,interval,double precision)", "steward_catalogue_expected()", "steward_files()", "steward_version()",
         "search_distance(point,point)", "search_place(text)", "search_proximity(double precision)", "search_recency(double precision,double precision)",
         "search_score(double precision,double precision,double precision,double precision,double precision[])",
-        "trust_effects(text[],double precision[],double precision[])", "trust_formula(text[],double precision[],double precision[])", "trust_ranking_enabled()", "trust_role_multiplier(text)"}
+        "trust_effects(text[],double precision[],double precision[])", "trust_formula(text[],double precision[],double precision[])", "trust_membership_points(text,double precision)", "trust_ranking_enabled()", "trust_role_multiplier(text)"}
 
 
 def test_every_function_pins_its_search_path(db):
