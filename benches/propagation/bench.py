@@ -65,7 +65,7 @@ class Bench:
         """One propagation after a thousandth of the alliances has changed."""
         with network.connect() as connection:
             connection.execute("SET session_replication_role = replica")
-            connection.execute("UPDATE alliances SET weight = 1 - weight * 0.5 WHERE left(md5(id::text), 3) = 'abc' OR left(md5(id::text), 3) = 'def' OR left(md5(id::text), 3) = '123' OR left(md5(id::text), 3) = '456'")
+            connection.execute("UPDATE alliances SET weight = 1 - weight * 0.5 WHERE left(md5(id::text), 3) IN ('123', '456', '789', 'abc')")
             connection.execute("VACUUM ANALYZE alliances")
             connection.execute("VACUUM ANALYZE trust_ranks")
             connection.execute("CHECKPOINT")
