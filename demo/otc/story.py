@@ -21,6 +21,7 @@ def play(stage):
     work(stage)
     check(stage, ratings)
     rankings(stage)
+    transitive(stage)
     health(stage)
 
 
@@ -98,6 +99,16 @@ def rankings(stage):
     for word, direction in (("most", "DESC"), ("least", "ASC")):
         heading(f"The ten {word} trusted, of those with {LEAST_RATINGS} ratings or more (score = alliance factor x membership mean)")
         table(stage.rows(query, direction=direction, least=LEAST_RATINGS))
+
+
+def transitive(stage):
+    """Whom those trust who are trusted."""
+    run = stage.row("SELECT scenes, edges, iterations, converged, duration_ms FROM trust_propagate()")
+    if run["converged"] != "t":
+        raise DevError(f"the ranks have not settled after {run['iterations']} iterations")
+    heading("The ten with the highest rank by transitive trust, beside their score (trust_propagate)")
+    table(stage.rows((HERE / "transitive.sql").read_text()))
+    fact("propagated", f"{count(run['scenes'])} scenes, {count(run['edges'])} alliances, {run['iterations']} iterations, {float(run['duration_ms']):.0f} ms with storing")
 
 
 def health(stage):

@@ -144,15 +144,15 @@ fn read(request: &Request, run: &mut Run) -> Work {
         None => Teleport::everywhere(nodes),
         Some(ids) => Teleport::to(ids.iter().map(|id| standing(id, scenes.number(id.as_bytes()))).collect()),
     };
-    run.edges = edges.count() as i64;
     let (stored, gone) = stored_ranks(&scenes);
     let ids = scenes.keys;
+    let alliances = edges.count() as i64;
     let graph = afford(Graph::build(nodes, edges, || {
         pg_sys::check_for_interrupts!();
     }));
     let known: Vec<Option<f64>> = stored.iter().map(|stored| stored.map(|stored| stored.rank)).collect();
     let (ranks, warm) = afford(start(&teleport, &known));
-    run.scenes = nodes as i64;
+    (run.scenes, run.edges) = (nodes as i64, alliances);
     run.warm_started = warm;
     Work { ids, graph, teleport, ranks, stored, gone }
 }
