@@ -646,26 +646,6 @@ COMMENT ON FUNCTION trust_effects(text[], double precision[], double precision[]
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/search/mod.rs
--- requires:
---   trust_comments
---   trust_ranking_enabled
---   search_place
---   search_distance
---   search_proximity
---   search_recency
---   search_score
-
-
-COMMENT ON FUNCTION trust_ranking_enabled() IS 'Whether search_scenes() ranks by trust too: the setting pgsteward.rank_trust_enabled, by default the environment variable RANK_TRUST_ENABLED of the server.';
-COMMENT ON FUNCTION search_place(text) IS 'The middle of a geohash as (longitude, latitude). NULL if it is no geohash, and for s00000, which stands for an unknown place.';
-COMMENT ON FUNCTION search_distance(point, point) IS 'Kilometres along the surface of the earth between two points (longitude, latitude). A point that is no place is an error (22023).';
-COMMENT ON FUNCTION search_proximity(double precision) IS 'How near is near: 1 / (1 + kilometres); 0 if the distance is NULL.';
-COMMENT ON FUNCTION search_recency(double precision, double precision) IS 'How new is new: halved with every half-life; 1 for an age of 0 and less. A half-life that is not greater than 0 is an error (22023).';
-COMMENT ON FUNCTION search_score(double precision, double precision, double precision, double precision, double precision[]) IS 'The rank of a scene: the parts text, proximity, recency and trust, each brought within 0 and 1, times the four weights in this order. Weights outside 0 to 1 are an error (22023).';
-/* </end connected objects> */
-
-/* <begin connected objects> */
 -- extension/src/discovery/mod.rs
 -- requires:
 --   trust_comments
@@ -690,6 +670,26 @@ ALTER FUNCTION trust_propagate(double precision, uuid[], int, double precision, 
 
 COMMENT ON FUNCTION trust_propagate(double precision, uuid[], int, double precision, interval) IS 'Transitive trust: ranks all scenes that stand by personalised PageRank (EigenTrust) over their active alliances, with damping (0 to less than 1) and teleport to the pretrusted scenes (NULL: all alike), until the ranks change by no more than tolerance in sum, max_iterations are done or the timeout passes (NULL: no limit). Stores them in trust_ranks; what was reached is kept, and the next call goes on from it. One caller at a time, another gets 55P03. Returns what is kept in trust_propagation_runs.';
 COMMENT ON FUNCTION trust_propagate_edges(text[], text[], double precision[], double precision, text[], int, double precision) IS 'Transitive trust over any edges, given as sources, targets and weights in step; the tables are not read. rank sums to 1 over all nodes. Negative weights are distrust: they pass no rank on; distrust is the rank-weighted vote against a node, and net_rank what is left, at least 0.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/search/mod.rs
+-- requires:
+--   trust_comments
+--   trust_ranking_enabled
+--   search_place
+--   search_distance
+--   search_proximity
+--   search_recency
+--   search_score
+
+
+COMMENT ON FUNCTION trust_ranking_enabled() IS 'Whether search_scenes() ranks by trust too: the setting pgsteward.rank_trust_enabled, by default the environment variable RANK_TRUST_ENABLED of the server.';
+COMMENT ON FUNCTION search_place(text) IS 'The middle of a geohash as (longitude, latitude). NULL if it is no geohash, and for s00000, which stands for an unknown place.';
+COMMENT ON FUNCTION search_distance(point, point) IS 'Kilometres along the surface of the earth between two points (longitude, latitude). A point that is no place is an error (22023).';
+COMMENT ON FUNCTION search_proximity(double precision) IS 'How near is near: 1 / (1 + kilometres); 0 if the distance is NULL.';
+COMMENT ON FUNCTION search_recency(double precision, double precision) IS 'How new is new: halved with every half-life; 1 for an age of 0 and less. A half-life that is not greater than 0 is an error (22023).';
+COMMENT ON FUNCTION search_score(double precision, double precision, double precision, double precision, double precision[]) IS 'The rank of a scene: the parts text, proximity, recency and trust, each brought within 0 and 1, times the four weights in this order. Weights outside 0 to 1 are an error (22023).';
 /* </end connected objects> */
 
 /* <begin connected objects> */
