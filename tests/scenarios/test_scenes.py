@@ -112,7 +112,7 @@ def test_of_two_decisions_at_once_one_wins(shop):
                 assert error.sqlstate == "55000"
                 return None
 
-    for n in range(15):
+    for n in range(8):
         user = f"did:{n}"
         call(shop, user, f"request_membership('{ONE}')")
         won = [verb for verb in in_parallel(lambda: decide("approve", user), lambda: decide("reject", user), lambda: decide("approve", user)) if verb]
