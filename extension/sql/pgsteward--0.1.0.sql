@@ -648,7 +648,7 @@ COMMENT ON FUNCTION trust_effects(text[], double precision[], double precision[]
 /* <begin connected objects> */
 -- extension/src/discovery/mod.rs
 -- requires:
---   trust_comments
+--   trust_effects_comments
 --   discovery_gap_level
 --   discovery_gap_severity
 
@@ -658,24 +658,9 @@ COMMENT ON FUNCTION discovery_gap_severity(text, bigint) IS 'A number that puts 
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/propagation/mod.rs
--- requires:
---   discovery_comments
---   trust_propagate
---   trust_propagate_edges
-
-
--- Rows are stored by place or key: passing over the table to find them, or compiling the statement, is never worth it.
-ALTER FUNCTION trust_propagate(double precision, uuid[], int, double precision, interval) SET random_page_cost = 0 SET jit = off;
-
-COMMENT ON FUNCTION trust_propagate(double precision, uuid[], int, double precision, interval) IS 'Transitive trust: ranks all scenes that stand by personalised PageRank (EigenTrust) over their active alliances, with damping (0 to less than 1) and teleport to the pretrusted scenes (NULL: all alike), until the ranks change by no more than tolerance in sum, max_iterations are done or the timeout passes (NULL: no limit). Stores them in trust_ranks; what was reached is kept, and the next call goes on from it. One caller at a time, another gets 55P03. Returns what is kept in trust_propagation_runs.';
-COMMENT ON FUNCTION trust_propagate_edges(text[], text[], double precision[], double precision, text[], int, double precision) IS 'Transitive trust over any edges, given as sources, targets and weights in step; the tables are not read. rank sums to 1 over all nodes. Negative weights are distrust: they pass no rank on; distrust is the rank-weighted vote against a node, and net_rank what is left, at least 0.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
 -- extension/src/search/mod.rs
 -- requires:
---   trust_comments
+--   discovery_comments
 --   trust_ranking_enabled
 --   search_place
 --   search_distance
@@ -690,6 +675,21 @@ COMMENT ON FUNCTION search_distance(point, point) IS 'Kilometres along the surfa
 COMMENT ON FUNCTION search_proximity(double precision) IS 'How near is near: 1 / (1 + kilometres); 0 if the distance is NULL.';
 COMMENT ON FUNCTION search_recency(double precision, double precision) IS 'How new is new: halved with every half-life; 1 for an age of 0 and less. A half-life that is not greater than 0 is an error (22023).';
 COMMENT ON FUNCTION search_score(double precision, double precision, double precision, double precision, double precision[]) IS 'The rank of a scene: the parts text, proximity, recency and trust, each brought within 0 and 1, times the four weights in this order. Weights outside 0 to 1 are an error (22023).';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/propagation/mod.rs
+-- requires:
+--   search_comments
+--   trust_propagate
+--   trust_propagate_edges
+
+
+-- Rows are stored by place or key: passing over the table to find them, or compiling the statement, is never worth it.
+ALTER FUNCTION trust_propagate(double precision, uuid[], int, double precision, interval) SET random_page_cost = 0 SET jit = off;
+
+COMMENT ON FUNCTION trust_propagate(double precision, uuid[], int, double precision, interval) IS 'Transitive trust: ranks all scenes that stand by personalised PageRank (EigenTrust) over their active alliances, with damping (0 to less than 1) and teleport to the pretrusted scenes (NULL: all alike), until the ranks change by no more than tolerance in sum, max_iterations are done or the timeout passes (NULL: no limit). Stores them in trust_ranks; what was reached is kept, and the next call goes on from it. One caller at a time, another gets 55P03. Returns what is kept in trust_propagation_runs.';
+COMMENT ON FUNCTION trust_propagate_edges(text[], text[], double precision[], double precision, text[], int, double precision) IS 'Transitive trust over any edges, given as sources, targets and weights in step; the tables are not read. rank sums to 1 over all nodes. Negative weights are distrust: they pass no rank on; distrust is the rank-weighted vote against a node, and net_rank what is left, at least 0.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

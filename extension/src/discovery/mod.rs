@@ -43,5 +43,5 @@ COMMENT ON FUNCTION discovery_gap_level(bigint) IS 'How badly an interest is ser
 COMMENT ON FUNCTION discovery_gap_severity(text, bigint) IS 'A number that puts the worst gap first: none 0 to 1, low 1 to 2, critical 2 to 3, plus demand / (demand + 1) within the level, where demand is the number of users who want it. Another level is an error (22023), negative demand too (22003).';
 "#,
     name = "discovery_comments",
-    requires = ["trust_comments", discovery_gap_level, discovery_gap_severity]
+    requires = ["trust_effects_comments", discovery_gap_level, discovery_gap_severity]
 );

@@ -205,5 +205,5 @@ COMMENT ON FUNCTION trust_propagate(double precision, uuid[], int, double precis
 COMMENT ON FUNCTION trust_propagate_edges(text[], text[], double precision[], double precision, text[], int, double precision) IS 'Transitive trust over any edges, given as sources, targets and weights in step; the tables are not read. rank sums to 1 over all nodes. Negative weights are distrust: they pass no rank on; distrust is the rank-weighted vote against a node, and net_rank what is left, at least 0.';
 "#,
     name = "propagation_comments",
-    requires = ["discovery_comments", trust_propagate, trust_propagate_edges]
+    requires = ["search_comments", trust_propagate, trust_propagate_edges]
 );

@@ -90,7 +90,7 @@ COMMENT ON FUNCTION search_score(double precision, double precision, double prec
 "#,
     name = "search_comments",
     requires = [
-        "trust_comments",
+        "discovery_comments",
         trust_ranking_enabled,
         search_place,
         search_distance,
