@@ -83,7 +83,7 @@ def test_a_hot_standby_reads_everything_and_refuses_writes(pair):
         assert done.returncode in (0, 1) and "SQLSTATE" not in done.stderr, done.stderr
         assert done.stdout
     writes = ["enqueue_event('t')", "enqueue_events('t', ARRAY['{}'::jsonb])", "enqueue_events('t', ARRAY['{}'::jsonb], ARRAY['key'])", "lease_events()",
-              "lease_events('t')", "enqueue_discovery_item((SELECT id FROM interest_catalog LIMIT 1))", "lease_discovery_items()", "trust_recompute()",
+              "lease_events('t')", "enqueue_discovery_item((SELECT id FROM interest_catalog LIMIT 1))", "lease_discovery_items()", "trust_recompute()", "trust_propagate()",
               "worker_beat('v', 'h', 1, '0', now(), 'running', false, 0, 0)"]
     with pair.standby.connect() as connection:
         for write in writes:

@@ -403,6 +403,11 @@ pub async fn expire_trust_history(session: &mut Session, most: i32) -> Result<i6
     cell(&session.query_one("SELECT @extschema@.expire_trust_history($1)", &[(&most, Type::INT4)]).await?, 0)
 }
 
+/// The same of recorded propagations.
+pub async fn expire_trust_propagation_runs(session: &mut Session, most: i32) -> Result<i64, Failure> {
+    cell(&session.query_one("SELECT @extschema@.expire_trust_propagation_runs($1)", &[(&most, Type::INT4)]).await?, 0)
+}
+
 /// Dirty scenes that are not quarantined, of a region if one is named, and how many of them failed and will be tried again.
 pub async fn dirty_scenes(session: &mut Session, region: Option<&str>) -> Result<(i64, i64), Failure> {
     let row = match region {

@@ -72,6 +72,14 @@ pub fn check_preconditions() {
         );
     }
     // SAFETY: reads a variable of this backend.
+    if unsafe { pg_sys::XactReadOnly } {
+        refuse(
+            PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION,
+            "trust cannot be recomputed in a read-only transaction".to_string(),
+            "Call it on the primary, in a transaction that may write; a hot standby is read-only.",
+        );
+    }
+    // SAFETY: reads a variable of this backend.
     if unsafe { pg_sys::XactIsoLevel } != pg_sys::XACT_READ_COMMITTED as i32 {
         refuse(
             PgSqlErrorCode::ERRCODE_INVALID_TRANSACTION_STATE,

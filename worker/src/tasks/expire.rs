@@ -16,17 +16,24 @@ enum Kind {
     Items(Queue),
     TrustRuns,
     TrustHistory,
+    TrustPropagationRuns,
 }
 
 impl Kind {
-    const ALL: [Self; 4] =
-        [Self::Items(Queue::Events), Self::Items(Queue::Discovery), Self::TrustRuns, Self::TrustHistory];
+    const ALL: [Self; 5] = [
+        Self::Items(Queue::Events),
+        Self::Items(Queue::Discovery),
+        Self::TrustRuns,
+        Self::TrustHistory,
+        Self::TrustPropagationRuns,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Items(queue) => queue.name(),
             Self::TrustRuns => "trust runs",
             Self::TrustHistory => "trust history",
+            Self::TrustPropagationRuns => "trust propagation runs",
         }
     }
 
@@ -35,6 +42,7 @@ impl Kind {
             Self::Items(queue) => sql::expire(session, queue, BATCH).await,
             Self::TrustRuns => sql::expire_trust_runs(session, BATCH).await,
             Self::TrustHistory => sql::expire_trust_history(session, BATCH).await,
+            Self::TrustPropagationRuns => sql::expire_trust_propagation_runs(session, BATCH).await,
         }
     }
 }
