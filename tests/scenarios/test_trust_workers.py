@@ -27,8 +27,8 @@ def test_1_2_4_and_8_workers_do_each_scene_once(db, worker):
             workers.pop().kill()
         assert [process.wait() for process in workers] == [0] * len(workers), workers[0].output
         assert not dirty(db)
-        assert db.run("SELECT count(*), count(DISTINCT scene_id) FROM trust_score_history") == [(SCENES, SCENES)]
-        assert db.run("SELECT sum(processed), sum(failed) FROM trust_recompute_runs") == [(SCENES, 0)]
+        assert db.run("SELECT count(*) AS changes, count(DISTINCT scene_id) AS scenes FROM trust_score_history") == [(SCENES, SCENES)]
+        assert db.run("SELECT sum(processed) AS processed, sum(failed) AS failed FROM trust_recompute_runs") == [(SCENES, 0)]
         assert db.run("SELECT DISTINCT score FROM trust_scores") == [(number / 10,)]
     assert db.one("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
     assert db.one(WRONG) == 0 and db.run("SELECT * FROM trust_verify()") == []
