@@ -6,7 +6,7 @@ from test_trust import WRONG, dirty
 SCENES = 100_000
 LOAD = """
 INSERT INTO scenes (id, name, owner_did) SELECT md5(i::text)::uuid, i::text, 'x' FROM generate_series(1, %(scenes)s) i;
-INSERT INTO memberships (scene_id, user_did, role, status, trust_weight) SELECT id, 'u', 'owner', 'active', 0 FROM scenes;
+INSERT INTO memberships (scene_id, user_did, role, status, trust_weight) SELECT id, 'u', 'owner', 'active', 1 FROM scenes;
 """
 
 
@@ -16,9 +16,9 @@ def test_1_2_4_and_8_workers_do_each_scene_once(db, worker):
             connection.execute(statement)
         connection.execute("SELECT * FROM trust_recompute(100000, '5 min')")
         connection.execute("VACUUM ANALYZE scenes, memberships, trust_scores, trust_dirty")
-    for number in (1, 2, 4, 8):
+    for number, role, score in ((1, "guest", 0.3), (2, "member", 0.5), (4, "curator", 0.8), (8, "owner", 1.0)):
         db.run("TRUNCATE trust_score_history, trust_recompute_runs")
-        db.run("UPDATE memberships SET trust_weight = %s", (number / 10,))
+        db.run("UPDATE memberships SET role = %s", (role,))
         assert db.one("SELECT count(*) FROM trust_dirty") == SCENES
         workers = [worker("--until-empty", "--metrics-listen", "off") for _ in range(number)]
         if number == 8:
@@ -29,6 +29,6 @@ def test_1_2_4_and_8_workers_do_each_scene_once(db, worker):
         assert not dirty(db)
         assert db.run("SELECT count(*) AS changes, count(DISTINCT scene_id) AS scenes FROM trust_score_history") == [(SCENES, SCENES)]
         assert db.run("SELECT sum(processed) AS processed, sum(failed) AS failed FROM trust_recompute_runs") == [(SCENES, 0)]
-        assert db.run("SELECT DISTINCT score FROM trust_scores") == [(number / 10,)]
+        assert db.run("SELECT DISTINCT score FROM trust_scores") == [(score,)]
     assert db.one("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
     assert db.one(WRONG) == 0 and db.run("SELECT * FROM trust_verify()") == []
