@@ -5,6 +5,7 @@ import os
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,9 +21,11 @@ READ = "(merely counting the rows)"
 BEST_PLAIN = ["plain SQL, update from", "plain SQL, update from, parallel"]
 CASES = {"changed": "all dirty, every score changes", "one": "all dirty, one score in a hundred changes",
          "same": "all marked by hand, counted anew", "first": "first computation, no scores stored"}
-OTHER_CASES = {"few": "latency of a call for ten scenes", "cycle": "cycles of 10k scenes", "write": "what marking costs the writer"}
+OTHER_CASES = {"few": "latency of a call for ten scenes", "cycle": "cycles of 10k scenes", "write": "what marking costs the writer",
+               "workers": "many callers share the scenes"}
 MARKERS = {"ours": "pgsteward's triggers", "plain": "plain trigger that notes the scenes", "nobody": "no trigger"}
 CYCLE = 10_000
+CALLERS, SHARE = (1, 2, 4, 8), 2_000
 GIGABYTES_PER_MILLION, WAL_GIGABYTES = 8, 9
 FEW, FEW_CALLS = 10, 50
 
@@ -130,6 +133,34 @@ class Bench:
         table(f"cycles of {short(cycle)} dirty scenes of {short(scenes.count)}", ["p95 ms", "p99 ms", "median ms", "scenes/s", "cycles", "load"],
               [[figure(late), figure(later), figure(statistics.median(taken)), f"{cycle / statistics.median(taken) * 1000:,.0f}", len(taken), f"{load:.1f}"]])
 
+    def workers(self, scenes):
+        """How fast callers are that share the dirty scenes."""
+        taken, rounds = {number: [] for number in CALLERS}, self.options.rounds or 3
+
+        def share(_):
+            with self.server.connect(scenes.name) as connection:
+                return connection.execute("SELECT processed FROM trust_recompute(%s, '10 min')", [SHARE]).fetchone()[0]
+
+        with Step(f"{short(scenes.count)}, {OTHER_CASES['workers']}, {rounds} rounds"):
+            for turn in range(rounds):
+                for i in range(len(CALLERS)):
+                    number = CALLERS[(i + turn) % len(CALLERS)]
+                    scenes.prepare("changed")
+                    began = time.perf_counter()
+                    with ThreadPoolExecutor(number) as pool:
+                        processed = list(pool.map(share, range(number)))
+                    taken[number].append((time.perf_counter() - began) * 1000)
+                    if sum(processed) != scenes.count:
+                        raise DevError(f"{number} callers have done {sum(processed)} scenes of {scenes.count}")
+                    scenes.check()
+        base, load = statistics.median(taken[1]), os.getloadavg()[0]
+        for number, times in taken.items():
+            self.results.add(scenes=scenes.count, case="workers", contestant=f"{number} callers", library=self.server.library(), load=load,
+                             median_ms=round(statistics.median(times), 3), runs=[round(one, 3) for one in times])
+        table(f"{short(scenes.count)} dirty scenes shared by callers, {short(SHARE)} at a time", ["to one", "callers", "wall ms", "scenes/s", "runs"],
+              [[ratio(base / statistics.median(times)), number, figure(statistics.median(times)), f"{scenes.count / statistics.median(times) * 1000:,.0f}", len(times)]
+               for number, times in taken.items()])
+
     def writing(self, scenes):
         """What it costs a statement that changes a membership of every scene to have it marked."""
         costs, rounds = {name: [] for name in MARKERS}, self.options.rounds or 3
@@ -204,6 +235,8 @@ def main():
             bench.all_dirty(scenes)
             if "cycle" in others:
                 bench.cycles(scenes)
+            if "workers" in others:
+                bench.workers(scenes)
             if "write" in others:
                 bench.writing(scenes)
             if not options.keep:
