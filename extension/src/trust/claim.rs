@@ -7,6 +7,7 @@ use crate::heap::{Table, Taken, Writable, show_changes};
 use crate::settings;
 use crate::statement::{Arg, Fields, Plan, arg, execute, query};
 use crate::trust::rules::Change;
+use pgrx::IntoDatum;
 use pgrx::datum::{TimestampWithTimeZone, Uuid};
 use pgrx::pg_sys::ItemPointerData;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -155,7 +156,7 @@ fn take_other_marks(claims: &mut Vec<Claim>, position: &FxHashMap<[u8; 16], usiz
     let (left, kept): (Vec<Claim>, Vec<Claim>) =
         std::mem::take(claims).into_iter().partition(|claim| contested.contains(claim.scene.as_bytes()));
     *claims = kept;
-    give_back(&left);
+    give_back(left.iter());
 }
 
 fn other_marks(claims: &[Claim], position: &FxHashMap<[u8; 16], usize>) -> Vec<Mark> {
@@ -189,29 +190,35 @@ fn other_marks(claims: &[Claim], position: &FxHashMap<[u8; 16], usize>) -> Vec<M
 }
 
 /// Puts the marks of scenes that were not done back, as old as they were.
-pub fn give_back(claims: &[Claim]) {
+pub fn give_back<'a>(claims: impl Iterator<Item = &'a Claim>) {
+    let claims: Vec<&Claim> = claims.collect();
     if claims.is_empty() {
         return;
     }
     execute(include_str!("give_back.sql"), Plan::Kept, || -> Vec<Arg> {
-        let column = |value: fn(&Claim) -> i64| claims.iter().map(value).collect::<Vec<_>>();
+        fn column<T>(claims: &[&Claim], value: fn(&Claim) -> T) -> Arg
+        where
+            Vec<T>: IntoDatum,
+        {
+            arg(claims.iter().map(|claim| value(claim)).collect::<Vec<_>>())
+        }
         vec![
-            arg(claims.iter().map(|claim| claim.scene).collect::<Vec<_>>()),
-            arg(column(|claim| claim.generation)),
-            arg(claims.iter().map(|claim| claim.marked_at).collect::<Vec<_>>()),
-            arg(claims.iter().map(|claim| claim.change.recount).collect::<Vec<_>>()),
-            arg(claims.iter().map(|claim| claim.change.alliances).collect::<Vec<_>>()),
-            arg(claims.iter().map(|claim| claim.change.memberships).collect::<Vec<_>>()),
-            arg(column(|claim| claim.change.membership_points)),
-            arg(claims.iter().map(|claim| claim.attempts).collect::<Vec<_>>()),
-            arg(claims.iter().map(|claim| claim.last_error.clone()).collect::<Vec<_>>()),
+            column(&claims, |claim| claim.scene),
+            column(&claims, |claim| claim.generation),
+            column(&claims, |claim| claim.marked_at),
+            column(&claims, |claim| claim.change.recount),
+            column(&claims, |claim| claim.change.alliances),
+            column(&claims, |claim| claim.change.memberships),
+            column(&claims, |claim| claim.change.membership_points),
+            column(&claims, |claim| claim.attempts),
+            column(&claims, |claim| claim.last_error.clone()),
         ]
     });
 }
 
 /// Puts a scene back that failed: it waits longer each time, and is quarantined in the end.
 pub fn record_failure(claim: &Claim, message: &str) {
-    give_back(std::slice::from_ref(claim));
+    give_back(std::iter::once(claim));
     execute(include_str!("record_failure.sql"), Plan::Kept, || {
         vec![arg(claim.generation), arg(message.to_string()), arg(settings::TRUST_MAX_ATTEMPTS.get())]
     });

@@ -3,7 +3,7 @@
 //! Each message has its fields as a JSON object in its DETAIL.
 
 use crate::trust::claim::Claim;
-use crate::trust::store::Computed;
+use crate::trust::store::{Computed, Outcome};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -27,9 +27,10 @@ impl Progress {
     }
 
     /// Tells of scenes that have been stored.
-    pub fn tell(&mut self, claims: &[Claim], computed: &[Computed]) {
+    pub fn tell(&mut self, claims: &[Claim], computed: &[Computed], outcome: &Outcome) {
         let Some(total) = self.total else { return };
-        for (claim, computed) in claims.iter().zip(computed) {
+        let scenes = claims.iter().zip(computed).enumerate();
+        for (_, (claim, computed)) in scenes.filter(|(at, _)| !outcome.contested.contains(at)) {
             let trust = computed.trust.as_ref();
             say(
                 "trust score recomputed",

@@ -205,7 +205,7 @@ fn store_batch(
     }
     if done < claims.len() {
         deadline.disarm();
-        give_back(&claims[done..]);
+        give_back(claims[done..].iter());
     }
 }
 
@@ -221,10 +221,15 @@ fn store_or_isolate(
     if deadline.passed() {
         return 0;
     }
-    match attempt(|| store(claims, computed)) {
+    let stored = attempt(|| {
+        let outcome = store(claims, computed);
+        give_back(outcome.contested.iter().map(|at| &claims[*at]));
+        outcome
+    });
+    match stored {
         Ok(outcome) => {
             run.add(&outcome);
-            progress.tell(claims, computed);
+            progress.tell(claims, computed, &outcome);
             claims.len()
         }
         Err(_) if deadline.passed() => 0,

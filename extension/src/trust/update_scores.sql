@@ -1,0 +1,8 @@
+UPDATE trust_scores t
+   SET score = n.score, alliance_factor = n.alliance_factor, membership_mean = n.membership_mean,
+       memberships = n.memberships, alliances = n.alliances, computed_at = $7, membership_points = n.membership_points
+  FROM (SELECT unnest($1::uuid[]) AS scene_id, unnest($2::float8[]) AS score, unnest($3::float8[]) AS alliance_factor,
+               unnest($4::float8[]) AS membership_mean, unnest($5::int[]) AS memberships, unnest($6::int[]) AS alliances,
+               unnest($8::bigint[]) AS membership_points, unnest($9::tid[]) AS place OFFSET 0) AS n
+ WHERE t.ctid = n.place AND t.scene_id = n.scene_id
+RETURNING t.scene_id
