@@ -43,7 +43,7 @@ GRANT EXECUTE ON FUNCTION
 GRANT EXECUTE ON FUNCTION
     enqueue_event(text, jsonb, text, int, timestamptz, int, text, bigint[]), enqueue_events(text, jsonb[], text[], int, timestamptz, int, text[]),
     enqueue_discovery_item(uuid, uuid, text, int, timestamptz), enqueue_discovery_items(uuid[], uuid[], text[], int, timestamptz),
-    owns_scene(uuid), joined_scene(uuid), trust_explain(uuid), trust_simulate(uuid, jsonb),
+    owns_scene(uuid), joined_scene(uuid), shown_scene(uuid), trust_explain(uuid), trust_simulate(uuid, jsonb),
     search_scenes(text, point, int, text, timestamptz), search_candidates(tsquery, point, int, boolean, timestamptz), search_cursor(text), setting_version(text, timestamptz)
     TO steward_app, steward_worker, steward_admin;
 
@@ -98,7 +98,8 @@ GRANT SELECT ON schema_migrations, trust_scores, trust_score_history, trust_reco
 -- The worker reads what trust is computed from and writes what follows from it.
 GRANT SELECT ON scenes, memberships, alliances TO steward_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON trust_scores, trust_dirty TO steward_worker;
-GRANT SELECT, INSERT ON trust_recompute_runs, trust_score_history TO steward_worker;
+GRANT SELECT ON trust_recompute_runs TO steward_worker;
+GRANT SELECT, INSERT ON trust_score_history TO steward_worker;
 GRANT USAGE ON SEQUENCE trust_dirty_generation_seq TO steward_worker;
 
 -- Administrators do by hand what the documents' runbooks do by hand.

@@ -4,14 +4,14 @@ CREATE OR REPLACE VIEW vw_trust_health AS
 SELECT d.dirty_scenes, d.oldest_dirty_age_sec, d.retrying, d.quarantined, (SELECT count(*) FROM trust_scores) AS scored_scenes,
        r.started_at AS last_run_at, r.duration_ms AS last_run_duration_ms, r.processed AS last_run_processed,
        r.failed AS last_run_failed, r.timed_out AS last_run_timed_out, r.avg_weight_variance AS last_run_avg_weight_variance
-  FROM (SELECT count(DISTINCT scene_id) AS dirty_scenes,
+  FROM (SELECT CASE WHEN count(*) <= 10000 THEN (SELECT count(DISTINCT scene_id) FROM trust_dirty) ELSE count(*) END AS dirty_scenes,
                coalesce(extract(epoch FROM clock_timestamp() - min(marked_at) FILTER (WHERE quarantined_at IS NULL)), 0)::double precision AS oldest_dirty_age_sec,
                count(DISTINCT scene_id) FILTER (WHERE attempts > 0 AND quarantined_at IS NULL) AS retrying,
                count(DISTINCT scene_id) FILTER (WHERE quarantined_at IS NOT NULL) AS quarantined
           FROM trust_dirty) d
   LEFT JOIN (SELECT * FROM trust_recompute_runs ORDER BY started_at DESC LIMIT 1) r ON true;
 COMMENT ON VIEW vw_trust_health IS 'One row: the backlog of dirty scenes and the last recompute. Idle is not stale: with no dirty scenes every age is 0.';
-COMMENT ON COLUMN vw_trust_health.dirty_scenes IS 'Scenes whose score waits to be recomputed';
+COMMENT ON COLUMN vw_trust_health.dirty_scenes IS 'Scenes whose score waits to be recomputed; beyond 10000 their marks, of which a scene may have several';
 COMMENT ON COLUMN vw_trust_health.oldest_dirty_age_sec IS 'How long the oldest of them has waited, in seconds; quarantined ones do not count';
 COMMENT ON COLUMN vw_trust_health.retrying IS 'Scenes that failed and will be tried again';
 COMMENT ON COLUMN vw_trust_health.quarantined IS 'Scenes that failed too often; trust_mark_dirty() gives them another try';

@@ -26,6 +26,13 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
 $$;
 COMMENT ON FUNCTION joined_scene(uuid) IS 'True if steward_user() is an active member of the scene.';
 
+CREATE OR REPLACE FUNCTION shown_scene(scene_id uuid) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT EXISTS (SELECT FROM scenes s WHERE s.id = shown_scene.scene_id AND s.deleted_at IS NULL
+                      AND (s.owner_did = steward_user() OR (s.moderation_status IN ('visible', 'flagged') AND (s.visibility = 'public' OR joined_scene(s.id)))))
+$$;
+COMMENT ON FUNCTION shown_scene(uuid) IS 'True if steward_user() may see the scene, as its row policy has it: their own, or one that stands and is public or that they belong to.';
+
 CREATE OR REPLACE FUNCTION steward_user_id() RETURNS uuid
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
     SELECT CASE WHEN u ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$' THEN u::uuid END FROM steward_user() AS u

@@ -99,9 +99,7 @@ BEGIN
     PERFORM check_alliance_terms(create_alliance.weight, create_alliance.reason);
     PERFORM require_valid(create_alliance.from_scene_id <> create_alliance.to_scene_id, 'a scene has no alliance with itself', 'Name another scene.');
     SELECT w.id INTO missing FROM unnest(ARRAY[create_alliance.from_scene_id, create_alliance.to_scene_id]) AS w (id)
-     WHERE NOT EXISTS (SELECT FROM scenes s
-                        WHERE s.id = w.id AND s.deleted_at IS NULL
-                          AND (s.owner_did = vouching OR (s.moderation_status IN ('visible', 'flagged') AND (s.visibility = 'public' OR joined_scene(s.id))))) LIMIT 1;
+     WHERE NOT shown_scene(w.id) LIMIT 1;
     PERFORM require_valid(missing IS NULL, format('scene %s does not exist', missing), 'SELECT scene_id, name FROM search_scenes() lists the scenes.', 'undefined_object');
     PERFORM require_valid(EXISTS (SELECT FROM scenes s WHERE s.id = create_alliance.from_scene_id AND s.owner_did = vouching),
         'only the owner of a scene vouches in its name', 'Name a scene of yours as from_scene_id.', 'insufficient_privilege');

@@ -26,8 +26,8 @@ BEGIN
     PERFORM require_valid(wrong IS NULL, format('a ranking has no "%s"', left(wrong, 200)), 'Its keys are: ' || array_to_string(known, ', ') || '.');
     SELECT k INTO wrong FROM unnest(known) k WHERE jsonb_typeof(value -> k) IS DISTINCT FROM 'number' LIMIT 1;
     PERFORM require_valid(wrong IS NULL, format('"%s" of a ranking is not a number', wrong), 'Give a number for each of: ' || array_to_string(known, ', ') || '.');
-    SELECT k INTO wrong FROM unnest(parts) k WHERE (value ->> k)::numeric NOT BETWEEN 0 AND 1 LIMIT 1;
-    PERFORM require_valid(wrong IS NULL, format('"%s" of a ranking is out of range', wrong), 'Weights are between 0 and 1.');
+    SELECT k INTO wrong FROM unnest(parts) k WHERE (value ->> k)::numeric <> 0 AND (value ->> k)::numeric NOT BETWEEN 1e-300 AND 1 LIMIT 1;
+    PERFORM require_valid(wrong IS NULL, format('"%s" of a ranking is out of range', wrong), 'Weights are 0, or from 1e-300 to 1.');
     PERFORM require_valid((SELECT sum((value ->> k)::numeric) FROM unnest(parts) k) BETWEEN 0.000001 AND 1, 'the weights of a ranking do not add up to at most 1',
         'Together they are greater than 0 and at most 1, so that a score is between 0 and 1.');
     PERFORM require_valid((value ->> 'half_life_days')::numeric BETWEEN 0.01 AND 36500, '"half_life_days" of a ranking is out of range', 'Give 0.01 to 36500 days.');
@@ -41,12 +41,13 @@ LANGUAGE plpgsql STABLE ROWS 1 SET search_path FROM CURRENT AS $$
 DECLARE
     spot record;
 BEGIN
+    SELECT NULL::bigint AS query, NULL::int AS ranking, NULL::boolean AS trusted, NULL::timestamptz AS moment, NULL::double precision AS score, NULL::uuid AS id INTO spot;
     IF length(cursor) <= 1000 THEN
         BEGIN
             SELECT * INTO spot FROM jsonb_to_record(convert_from(decode(cursor, 'base64'), 'UTF8')::jsonb)
                 AS c (query bigint, ranking int, trusted boolean, moment timestamptz, score double precision, id uuid);
         EXCEPTION WHEN data_exception THEN
-            spot := NULL;
+            NULL;  -- it stays empty
         END;
     END IF;
     PERFORM require_valid(spot IS NOT NULL AND isfinite(spot.moment) AND spot.score BETWEEN 0 AND 1, 'the cursor is broken',

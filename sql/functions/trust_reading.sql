@@ -20,7 +20,7 @@ LANGUAGE sql STABLE ROWS 100 SET search_path FROM CURRENT AS $$
     SELECT 'membership', m.id, m.user_did::text, NULL::text, m.role, m.trust_weight, m.status, true, m.since, m.updated_at
       FROM memberships m WHERE m.scene_id = trust_inputs.scene_id
     UNION ALL
-    SELECT 'alliance', a.id, a.to_scene_id::text, s.name::text, NULL, a.weight, a.status,
+    SELECT 'alliance', a.id, a.to_scene_id::text, CASE WHEN steward_user() IS NULL OR shown_scene(s.id) THEN s.name::text END, NULL, a.weight, a.status,
            s.deleted_at IS NULL AND s.moderation_status NOT IN ('hidden', 'suspended'), a.since, a.updated_at
       FROM alliances a JOIN scenes s ON s.id = a.to_scene_id
      WHERE a.from_scene_id = trust_inputs.scene_id AND a.deleted_at IS NULL
@@ -67,11 +67,9 @@ BEGIN
     PERFORM require_valid(EXISTS (SELECT FROM scenes s WHERE s.id = trust_history.scene_id) OR EXISTS (SELECT FROM trust_score_history h WHERE h.scene_id = trust_history.scene_id),
         format('scene %s does not exist', trust_history.scene_id), 'SELECT id, name FROM scenes lists the scenes.', 'undefined_object');
     RETURN QUERY
-    SELECT h.changed_at, h.score, h.score - before.score, h.alliance_factor, h.membership_mean, h.memberships, h.alliances
-      FROM trust_score_history h
-      LEFT JOIN LATERAL (SELECT p.score FROM trust_score_history p WHERE p.scene_id = h.scene_id AND p.changed_at < h.changed_at
-                          ORDER BY p.changed_at DESC LIMIT 1) before ON true
-     WHERE h.scene_id = trust_history.scene_id AND (trust_history.since IS NULL OR h.changed_at >= trust_history.since)
+    SELECT h.changed_at, h.score, h.score - h.before, h.alliance_factor, h.membership_mean, h.memberships, h.alliances
+      FROM (SELECT k.*, lag(k.score) OVER (ORDER BY k.changed_at) AS before FROM trust_score_history k WHERE k.scene_id = trust_history.scene_id) h
+     WHERE trust_history.since IS NULL OR h.changed_at >= trust_history.since
      ORDER BY h.changed_at DESC LIMIT most;
 END $$;
 COMMENT ON FUNCTION trust_history(uuid, timestamptz, int) IS

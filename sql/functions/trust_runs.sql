@@ -8,9 +8,12 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM require_valid(num_nulls(started_at, duration_ms, processed, changed, failed, remaining, avg_weight_variance, timed_out) = 0,
         'only error may be NULL', 'Give what trust_recompute() returned.', '22004');
+    PERFORM require_valid(duration_ms >= 0 AND duration_ms < 'Infinity' AND avg_weight_variance BETWEEN 0 AND 1 AND least(processed, changed, failed, remaining) >= 0
+        AND isfinite(started_at) AND started_at <= clock_timestamp() + interval '1 minute', 'this is no run of trust_recompute()',
+        'Counts and the duration are not negative, the duration and the start are finite, and the start has passed.');
     IF processed + failed > 0 OR timed_out OR error IS NOT NULL THEN
         INSERT INTO trust_recompute_runs (started_at, duration_ms, processed, changed, failed, remaining, avg_weight_variance, timed_out, error)
-        VALUES (started_at, duration_ms, processed, changed, failed, remaining, avg_weight_variance, timed_out, error);
+        VALUES (started_at, duration_ms, processed, changed, failed, remaining, avg_weight_variance, timed_out, left(error, 2000));
     -- Idle is success, unless scenes that failed wait for another try.
     ELSIF remaining = 0 OR NOT EXISTS (SELECT FROM trust_dirty d WHERE d.attempts > 0 AND d.quarantined_at IS NULL) THEN
         INSERT INTO trust_tally (succeeded_at) VALUES (started_at + make_interval(secs => duration_ms / 1000));

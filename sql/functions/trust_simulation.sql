@@ -22,8 +22,8 @@ BEGIN
         ELSE 'It takes: ' || (SELECT string_agg(k, ', ') FROM jsonb_array_elements_text(verbs -> verb) k) || '.' END);
     PERFORM require_valid(verb <> 'membership' OR change - verb <> '{}', format('%s changes nothing', shown), 'Give role, trust_weight or status.');
     SELECT k INTO wrong FROM unnest('{weight,trust_weight}'::text[]) k
-     WHERE change ? k AND CASE jsonb_typeof(change -> k) WHEN 'number' THEN (change ->> k)::numeric NOT BETWEEN 0 AND 1 ELSE true END LIMIT 1;
-    PERFORM require_valid(wrong IS NULL, format('%s %s is out of range', wrong, left((change -> wrong)::text, 100)), 'Weights are numbers between 0 and 1.');
+     WHERE change ? k AND CASE jsonb_typeof(change -> k) WHEN 'number' THEN (change ->> k)::numeric <> 0 AND (change ->> k)::numeric NOT BETWEEN 1e-300 AND 1 ELSE true END LIMIT 1;
+    PERFORM require_valid(wrong IS NULL, format('%s %s is out of range', wrong, left((change -> wrong)::text, 100)), 'Weights are 0, or numbers from 1e-300 to 1.');
     PERFORM require_valid(NOT change ? 'role' OR coalesce(change ->> 'role' = ANY (roles), false), format('there is no role %s', left((change -> 'role')::text, 100)),
         'Roles are: ' || array_to_string(roles, ', ') || '.');
     IF verb = 'alliance' THEN
@@ -58,8 +58,11 @@ BEGIN
         who := change ->> verb;
         IF verb LIKE '%alliance' THEN
             PERFORM require_valid(who ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$', format('"%s" is not the id of a scene', left(who, 100)), 'Give a UUID.');
-            PERFORM require_valid(EXISTS (SELECT FROM scenes s WHERE s.id = who::uuid AND s.deleted_at IS NULL), format('scene %s does not exist', who),
-                'SELECT id, name FROM scenes WHERE deleted_at IS NULL lists the scenes.', 'undefined_object');
+            -- What is hidden from the user does not exist, unless the scene has an alliance with it.
+            PERFORM require_valid(EXISTS (SELECT FROM scenes s WHERE s.id = who::uuid AND s.deleted_at IS NULL)
+                AND (steward_user() IS NULL OR shown_scene(who::uuid)
+                     OR EXISTS (SELECT FROM alliances a WHERE a.from_scene_id = trust_simulate.scene_id AND a.to_scene_id = who::uuid AND a.deleted_at IS NULL)),
+                format('scene %s does not exist', who), 'SELECT id, name FROM scenes WHERE deleted_at IS NULL lists the scenes.', 'undefined_object');
             PERFORM require_valid(who::uuid <> trust_simulate.scene_id, 'a scene has no alliance with itself', 'Name another scene.');
             who := lower(who);
             place := 'alliance ' || who;

@@ -230,6 +230,9 @@ def test_a_cursor_is_checked(db):
         for broken in ("", "x", "!", row.next_cursor[:-8], "bnVsbA==", base64.b64encode(b"[]").decode(), "A" * 2000, base64.b64encode(b"\xff\xfe").decode(),
                        changed(score="NaN"), changed(score=2), changed(id="1"), changed(moment="infinity"), changed(moment=None), changed(ranking=99), changed(ranking="x"), changed(query=None)):
             assert "broken" in refused(connection, call, "22023", ("jazz", broken)).message_primary
+    for broken in ("", "x", "A" * 2000, "bnVsbA=="):
+        with db.connect() as connection:  # a session that has not seen a cursor before
+            assert "broken" in refused(connection, call, "22023", ("jazz", broken)).message_primary
 
 
 def test_bad_input_is_refused(db):

@@ -47,6 +47,14 @@ def test_what_is_not_valid_changes_nothing(db):
     assert db.one("SELECT count(*) FROM audit_log") == 0
 
 
+def test_a_weight_too_small_to_be_one_is_refused(db):
+    """It would be a number in JSON, and none in the formula."""
+    value = '{"text": 0.4, "proximity": 1e-400, "recency": 0.2, "trust": 0.1, "half_life_days": 30}'
+    with db.connect() as connection:
+        refused(connection, "SELECT set_setting('search.ranking', %s, 'why not')", "22023", (value,))
+        connection.execute("SELECT * FROM search_scenes()")
+
+
 def test_other_arguments_are_checked(db):
     with db.connect() as connection:
         for sql, sqlstate in (("setting('nothing')", "42704"), ("setting(NULL)", "22004"), ("setting_version('nothing')", "42704"), (f"set_setting('nothing', '{RANKING}', 'x')", "42704"),

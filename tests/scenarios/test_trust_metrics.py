@@ -182,6 +182,11 @@ def test_expiring_runs(db):
         for arguments in ("NULL", "10, NULL"):
             refused(connection, f"SELECT expire_trust_runs({arguments})", "22004")
         refused(connection, "SELECT record_trust_run(now(), 1, NULL, 1, 1, 0, 0, false)", "22004")
+        before = connection.execute("SELECT * FROM vw_trust_metrics WHERE kind <> 'gauge'").fetchall()
+        for nonsense in ("now(), 'NaN', 1, 1, 1, 0, 0, false", "now(), 'Infinity', 1, 1, 1, 0, 0, false", "now(), -1, 1, 1, 1, 0, 0, false", "now(), 1, -50, 1, 1, 0, 0, false",
+                         "'infinity', 1, 1, 1, 1, 0, 0, false", "now() + interval '1 day', 1, 1, 1, 1, 0, 0, false", "now(), 1, 1, 1, 1, 0, 'NaN', false"):
+            refused(connection, f"SELECT record_trust_run({nonsense})", "22023")
+        assert connection.execute("SELECT * FROM vw_trust_metrics WHERE kind <> 'gauge'").fetchall() == before
     assert db.one("SELECT count(*) FROM trust_recompute_runs") == 1
 
 

@@ -210,6 +210,30 @@ def test_the_history_tells_every_change_newest_first(shop):
     assert since == rows[:2]
 
 
+def test_a_long_history_is_read_once(shop):
+    """20,000 changes: each is compared with the one before, not with all before."""
+    shop.run(f"INSERT INTO trust_score_history SELECT '{ONE}', now() - make_interval(secs => i), i / 20000.0, 1, 1, 1, 1 FROM generate_series(1, 20000) i")
+    with shop.connect() as connection:
+        connection.execute("SET statement_timeout = '10s'")
+        rows = connection.execute(f"SELECT score, change FROM trust_history('{ONE}', most => 3, since => now() - interval '1 hour') OFFSET 1").fetchall()
+        assert [row.score for row in rows] == [1 / 20000, 2 / 20000] and all(row.change == pytest.approx(-1 / 20000) for row in rows)
+        assert len(connection.execute(f"SELECT * FROM trust_history('{ONE}', most => 100000)").fetchall()) == 20001
+
+
+def test_hidden_scenes_stay_hidden_from_the_owner_of_an_ally(shop):
+    private = "00000000-0000-0000-0000-000000000006"
+    shop.run(f"INSERT INTO scenes (id, name, owner_did, visibility) VALUES ('{private}', 'closed', 'x', 'private')")
+    with shop.connect("test_app") as connection:
+        connection.execute("SELECT set_config('pgsteward.user_id', %s, false)", (OWNER,))
+        for scene in (private, HIDDEN, GONE, "00000000-0000-0000-0000-0000000000ff"):
+            if scene != HIDDEN:  # the scene has an alliance with that one
+                refused(connection, f"SELECT * FROM trust_simulate('{ONE}', '[{{\"alliance\": \"{scene}\"}}]')", "42704")
+        shop.run(f"UPDATE scenes SET visibility = 'private', name = 'renamed' WHERE id = '{ALLY}'")
+        names = {row.subject: row.name for row in connection.execute(f"SELECT subject, name FROM trust_explain('{ONE}') WHERE kind = 'alliance'")}
+        assert names == {ALLY: None, OTHER: "other"}
+    assert {row.name for row in explain(shop) if row.kind == "alliance"} == {"renamed", "other"}
+
+
 def test_the_history_of_a_scene_that_is_gone(shop):
     shop.run(f"UPDATE scenes SET deleted_at = now() WHERE id = '{ONE}'")
     shop.run("SELECT * FROM trust_recompute()")

@@ -17,7 +17,6 @@ use crate::trust::store::{Computed, Outcome, store};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use rustc_hash::FxHashSet;
 use std::time::{Duration, Instant};
 
 pub struct Request {
@@ -62,7 +61,7 @@ const BYTES_PER_SCENE: i64 = 1_000;
 const SHORT_CHUNK: Duration = Duration::from_millis(50);
 const LONG_CHUNK: Duration = Duration::from_millis(200);
 
-/// Refuses to work without the schema, or under a snapshot that hides later changes.
+/// Refuses to work without the schema, where nothing can be written, or under a snapshot that hides later changes.
 pub fn check_preconditions() {
     if Table::open(c"trust_dirty").is_none() {
         refuse(
@@ -159,20 +158,8 @@ pub fn run(request: &Request) -> Run {
 
 /// How many scenes are dirty, whoever works on them.
 fn dirty_scenes() -> i64 {
-    if let Some(table) = Table::open(c"trust_dirty")
-        && table.wholly_readable()
-    {
-        let scene = table.column("scene_id");
-        let mut dirty = FxHashSet::default();
-        table.scan(scene, |row| {
-            dirty.insert(row.uuid(scene));
-        });
-        return dirty.len() as i64;
-    }
     let mut dirty = 0;
-    query("SELECT count(DISTINCT scene_id) FROM trust_dirty", Plan::Kept, Vec::new, |row| {
-        dirty = row.get(1).unwrap_or_default();
-    });
+    query(include_str!("count_dirty.sql"), Plan::Kept, Vec::new, |row| dirty = row.get(1).unwrap_or_default());
     dirty
 }
 
