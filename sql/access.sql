@@ -65,7 +65,7 @@ GRANT EXECUTE ON FUNCTION
     worker_beat(text, text, int, text, timestamptz, text, boolean, int, bigint, text, int, int, int, int, double precision, int, text, timestamptz),
     record_trust_run(timestamptz, double precision, bigint, bigint, bigint, bigint, double precision, boolean, text),
     expire_trust_runs(int, interval), expire_trust_history(int, interval),
-    trust_recompute(int, interval, bigint, text, uuid, uuid), trust_recompute_scene(uuid), trust_mark_dirty(uuid[]), trust_compute(uuid[]), trust_verify(uuid[])
+    trust_recompute(int, interval, bigint, text, uuid, uuid), trust_recompute_scene(uuid), trust_mark_dirty(uuid[]), trust_mark_allies(uuid[], uuid[]), trust_compute(uuid[]), trust_verify(uuid[])
     TO steward_worker, steward_admin;
 
 -- A propagation runs with the rights of its owner, so that it reads the tables in one pass; row security would not let it.

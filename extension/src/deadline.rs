@@ -16,16 +16,46 @@ unsafe extern "C-unwind" {
 }
 
 static PASSED: AtomicBool = AtomicBool::new(false);
+/// Whether work is going on that may be cancelled, for it can be undone by itself.
+static MAY_CANCEL: AtomicBool = AtomicBool::new(false);
+/// Whether a cancellation was asked for that may not have happened yet.
+static ASKED: AtomicBool = AtomicBool::new(false);
 static TIMEOUT: OnceLock<c_int> = OnceLock::new();
 
-/// Runs in a signal handler: asks the backend to cancel the running statement.
+/// Runs in a signal handler: asks the backend to cancel the running statement, where it may be cancelled.
 unsafe extern "C-unwind" fn cancel_statement() {
     PASSED.store(true, Ordering::Relaxed);
+    if MAY_CANCEL.load(Ordering::Relaxed) {
+        ask();
+    }
+}
+
+fn ask() {
+    ASKED.store(true, Ordering::Relaxed);
     // SAFETY: these are the flags that a cancel request sets; both are made for signal handlers.
     unsafe {
         pg_sys::QueryCancelPending = 1;
         pg_sys::InterruptPending = 1;
         pg_sys::SetLatch(pg_sys::MyLatch);
+    }
+}
+
+/// Lets a deadline cancel what follows, or no longer; returns whether it could before. For subtransactions alone.
+pub fn may_cancel(from_now: bool) -> bool {
+    let before = MAY_CANCEL.swap(from_now, Ordering::Relaxed);
+    if from_now && PASSED.load(Ordering::Relaxed) {
+        ask();
+    } else if !from_now {
+        forget();
+    }
+    before
+}
+
+/// A cancellation that only the deadline asked for must not hit what comes next.
+fn forget() {
+    if ASKED.swap(false, Ordering::Relaxed) {
+        // SAFETY: a flag of this backend.
+        unsafe { pg_sys::QueryCancelPending = 0 };
     }
 }
 
@@ -48,14 +78,10 @@ impl Deadline {
     /// Cancels nothing any more, neither the running statement nor a later one.
     pub fn disarm(&self) {
         if let Some(id) = TIMEOUT.get() {
-            // SAFETY: the id was registered; afterwards the handler cannot run any more, and a cancellation that
-            // only the deadline asked for must not hit the caller's next statement.
-            unsafe {
-                disable_timeout(*id, false);
-                if PASSED.swap(false, Ordering::Relaxed) {
-                    pg_sys::QueryCancelPending = 0;
-                }
-            }
+            // SAFETY: the id was registered; afterwards the handler cannot run any more.
+            unsafe { disable_timeout(*id, false) };
+            PASSED.store(false, Ordering::Relaxed);
+            forget();
         }
     }
 

@@ -1,5 +1,6 @@
 //! Work that may fail without undoing what was done before it.
 
+use crate::deadline;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
@@ -20,13 +21,15 @@ impl Failure {
     }
 }
 
-/// Runs `work` in a subtransaction: its changes stay if it returns, and are undone if it raises an SQL error.
+/// Runs `work` in a subtransaction: its changes stay if it returns, and are undone if it raises an SQL error. A deadline
+/// cancels here and nowhere else, so that what has been done before stays.
 pub fn attempt<R>(work: impl FnOnce() -> R) -> Result<R, Failure> {
     // SAFETY: the same steps that PL/pgSQL takes for a block with an EXCEPTION clause.
     unsafe {
         let context = pg_sys::CurrentMemoryContext;
         let owner = pg_sys::CurrentResourceOwner;
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        let could_cancel = deadline::may_cancel(true);
         pg_sys::MemoryContextSwitchTo(context);
         let outcome = PgTryBuilder::new(AssertUnwindSafe(|| Ok(work())))
             .catch_others(|cause| {
@@ -39,6 +42,7 @@ pub fn attempt<R>(work: impl FnOnce() -> R) -> Result<R, Failure> {
                 Err(Failure { code: sqlstate(code), message, cause: Box::new(cause) })
             })
             .execute();
+        deadline::may_cancel(could_cancel);
         match &outcome {
             Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
             Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),

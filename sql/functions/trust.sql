@@ -1,7 +1,7 @@
 -- Marking scenes dirty in the transaction of the change, and reading trust. The recompute itself is in the extension.
 
 CREATE OR REPLACE FUNCTION trust_mark(scene_ids uuid[], recount boolean DEFAULT true, alliances_changed boolean DEFAULT true,
-                                      members_changes int[] DEFAULT NULL, points_changes bigint[] DEFAULT NULL) RETURNS bigint
+                                      members_changes int[] DEFAULT NULL, points_changes bigint[] DEFAULT NULL, standing_changed boolean DEFAULT false) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     kept   uuid[] := '{}';
@@ -16,6 +16,7 @@ BEGIN
         ), changed AS (
             UPDATE trust_dirty d
                SET recount = d.recount OR trust_mark.recount OR NOT c.fits, alliances_changed = d.alliances_changed OR trust_mark.alliances_changed,
+                   standing_changed = d.standing_changed OR trust_mark.standing_changed,
                    members_change = d.members_change + CASE WHEN c.fits THEN c.members ELSE 0 END,
                    points_change = d.points_change + CASE WHEN c.fits THEN c.points ELSE 0 END,
                    attempts = 0, retry_at = '-infinity', quarantined_at = NULL, last_error = NULL
@@ -25,12 +26,13 @@ BEGIN
                       FROM (SELECT DISTINCT ON (scene_id) * FROM free ORDER BY scene_id, generation) AS o
                       JOIN unnest(scene_ids, members_changes, points_changes) AS n (scene_id, members, points) ON n.scene_id = o.scene_id) AS c
              WHERE d.generation = c.generation
-               AND (d.attempts > 0 OR trust_mark.recount > d.recount OR trust_mark.alliances_changed > d.alliances_changed OR c.members <> 0 OR c.points <> 0)
+               AND (d.attempts > 0 OR trust_mark.recount > d.recount OR trust_mark.alliances_changed > d.alliances_changed
+                    OR trust_mark.standing_changed > d.standing_changed OR c.members <> 0 OR c.points <> 0)
         )
         SELECT coalesce(array_agg(DISTINCT scene_id), '{}') INTO kept FROM free;
     END IF;
-    INSERT INTO trust_dirty (scene_id, recount, alliances_changed, members_change, points_change)
-    SELECT DISTINCT ON (n.scene_id) n.scene_id, trust_mark.recount, trust_mark.alliances_changed, coalesce(n.members, 0), coalesce(n.points, 0)
+    INSERT INTO trust_dirty (scene_id, recount, alliances_changed, members_change, points_change, standing_changed)
+    SELECT DISTINCT ON (n.scene_id) n.scene_id, trust_mark.recount, trust_mark.alliances_changed, coalesce(n.members, 0), coalesce(n.points, 0), trust_mark.standing_changed
       FROM unnest(scene_ids, members_changes, points_changes) AS n (scene_id, members, points)
      WHERE n.scene_id IS NOT NULL AND NOT EXISTS (SELECT FROM unnest(kept) AS k (scene_id) WHERE k.scene_id = n.scene_id);
     GET DIAGNOSTICS marked = ROW_COUNT;
@@ -39,7 +41,7 @@ BEGIN
     END IF;
     RETURN marked + cardinality(kept);
 END $$;
-COMMENT ON FUNCTION trust_mark(uuid[], boolean, boolean, int[], bigint[]) IS
+COMMENT ON FUNCTION trust_mark(uuid[], boolean, boolean, int[], bigint[], boolean) IS
     'Marks scenes dirty without checking that they exist, and lifts their quarantine; returns how many are marked. recount: read everything anew; otherwise the changes, in step with the scenes, which are then all different, are added to the stored sums. Internal: used by the triggers.';
 
 CREATE OR REPLACE FUNCTION trust_mark_dirty(scene_ids uuid[]) RETURNS bigint
@@ -57,6 +59,13 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION trust_mark_dirty(uuid[]) IS
     'Marks scenes to be recomputed, and gives quarantined ones another try. Returns how many are marked; an unknown scene is an error (42704) and nothing is marked.';
+
+CREATE OR REPLACE FUNCTION trust_mark_allies(scene_ids uuid[], but_for uuid[] DEFAULT '{}') RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT trust_mark(ARRAY(SELECT a.from_scene_id FROM alliances a WHERE a.to_scene_id = ANY (scene_ids)
+                            EXCEPT SELECT unnest(but_for)), recount => false)
+$$;
+COMMENT ON FUNCTION trust_mark_allies(uuid[], uuid[]) IS 'Marks the scenes that vouch for these, but for some, to have their alliances read again. Internal: used by the trigger and by trust_recompute().';
 
 CREATE OR REPLACE FUNCTION trust_mark_all_dirty() RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -201,10 +210,10 @@ BEGIN
         changed := ARRAY(
             SELECT unnest(ARRAY[o.id, n.id]) FROM old_rows o FULL JOIN new_rows n USING (id)
              WHERE (o.deleted_at, o.moderation_status) IS DISTINCT FROM (n.deleted_at, n.moderation_status));
-        PERFORM trust_mark(ARRAY(SELECT from_scene_id FROM alliances WHERE to_scene_id = ANY (changed)), recount => false);
+        PERFORM trust_mark_allies(changed);
     END IF;
     IF changed <> '{}' THEN
-        PERFORM trust_mark(changed);
+        PERFORM trust_mark(changed, standing_changed => TG_OP = 'UPDATE');
     END IF;
     RETURN NULL;
 END $$;

@@ -8,11 +8,13 @@ ALTER TABLE trust_dirty
     ADD COLUMN recount           boolean NOT NULL DEFAULT true,
     ADD COLUMN alliances_changed boolean NOT NULL DEFAULT true,
     ADD COLUMN members_change    int     NOT NULL DEFAULT 0,
-    ADD COLUMN points_change     bigint  NOT NULL DEFAULT 0;
+    ADD COLUMN points_change     bigint  NOT NULL DEFAULT 0,
+    ADD COLUMN standing_changed  boolean NOT NULL DEFAULT false;
 ALTER TABLE trust_dirty SET (fillfactor = 90);
 COMMENT ON COLUMN trust_dirty.recount IS 'True: the members and alliances are read anew. False: the stored sums are changed by what follows';
 COMMENT ON COLUMN trust_dirty.alliances_changed IS 'True: the alliances are read anew';
 COMMENT ON COLUMN trust_dirty.members_change IS 'Active memberships more or less since the stored score';
+COMMENT ON COLUMN trust_dirty.standing_changed IS 'True: the scene was deleted, restored or moderated; the recompute marks the scenes that vouch for it once more';
 COMMENT ON COLUMN trust_dirty.points_change IS 'What they add to trust_scores.membership_points';
 
 CREATE TABLE trust_score_history (

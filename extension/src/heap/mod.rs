@@ -14,10 +14,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 /// Rows read between two looks for a cancellation.
 const ROWS_PER_GUARD: u32 = 1_000;
 
-/// A table opened for reading, closed when dropped.
+/// A table opened for reading, closed when dropped. Its lock stays until the transaction ends, as after a statement.
 pub struct Table {
     relation: pg_sys::Relation,
-    lock: pg_sys::LOCKMODE,
 }
 
 /// What several scans see alike: all that has been committed when it was taken, and what this transaction has done.
@@ -55,7 +54,7 @@ impl Table {
         // SAFETY: the relation is closed by Drop, or by the transaction's end if an error is raised before.
         unsafe {
             let oid = pg_sys::RelnameGetRelid(name.as_ptr());
-            (oid != pg_sys::InvalidOid).then(|| Table { relation: pg_sys::table_open(oid, lock), lock })
+            (oid != pg_sys::InvalidOid).then(|| Table { relation: pg_sys::table_open(oid, lock) })
         }
     }
 
@@ -67,13 +66,24 @@ impl Table {
     fn open_to(&self, right: u32) -> bool {
         // SAFETY: plain catalogue look-ups on an open relation.
         unsafe {
-            let oid = (*self.relation).rd_id;
-            let readable = pg_sys::pg_class_aclcheck(oid, pg_sys::GetUserId(), right as pg_sys::AclMode);
+            let relation = &*self.relation;
+            let (oid, class) = (relation.rd_id, &*relation.rd_rel);
+            let allowed = pg_sys::pg_class_aclcheck(oid, pg_sys::GetUserId(), right as pg_sys::AclMode);
             let row_security = pg_sys::check_enable_rls(oid, pg_sys::InvalidOid, true);
-            readable == pg_sys::AclResult::ACLCHECK_OK
+            allowed == pg_sys::AclResult::ACLCHECK_OK
                 && row_security != pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
-                && (*(*self.relation).rd_rel).relkind == pg_sys::RELKIND_RELATION as i8
+                && class.relkind == pg_sys::RELKIND_RELATION as i8
+                && !class.relhassubclass
+                && !class.relispartition
+                && !class.relhasrules
+                && relation.rd_tableam == pg_sys::GetHeapamTableAmRoutine()
         }
+    }
+
+    /// Whether a statement of this session that has not ended uses the table: its triggers may not have run yet.
+    pub fn in_use(&self) -> bool {
+        // SAFETY: the relation is open, once by us.
+        unsafe { (*self.relation).rd_refcnt > 1 }
     }
 
     /// Rows according to the last ANALYZE, or guessed from the size of the table.
@@ -87,19 +97,26 @@ impl Table {
         }
     }
 
-    /// The number of a column.
-    pub fn column(&self, name: &str) -> usize {
-        let Ok(text) = CString::new(name) else { return 0 };
-        // SAFETY: the relation is open.
-        let number = unsafe { pg_sys::get_attnum((*self.relation).rd_id, text.as_ptr()) };
-        if number <= 0 {
-            refuse(
+    /// The number of a column, which has this type.
+    pub fn column(&self, name: &str, of: pg_sys::Oid) -> usize {
+        match self.find_column(name, of) {
+            Some(number) => number,
+            None => refuse(
                 PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-                format!("column {name} is missing"),
+                format!("column {name} is missing or of another type"),
                 "SELECT * FROM steward_schema_validate() lists what differs from the migrations.",
-            );
+            ),
         }
-        number as usize
+    }
+
+    fn find_column(&self, name: &str, of: pg_sys::Oid) -> Option<usize> {
+        let text = CString::new(name).ok()?;
+        // SAFETY: the relation is open.
+        unsafe {
+            let oid = (*self.relation).rd_id;
+            let number = pg_sys::get_attnum(oid, text.as_ptr());
+            (number > 0 && pg_sys::get_atttype(oid, number) == of).then_some(number as usize)
+        }
     }
 
     /// Calls `visit` with every row that the newest snapshot shows; `columns` is the highest column that it reads.
@@ -166,7 +183,7 @@ impl Drop for Table {
     fn drop(&mut self) {
         // SAFETY: opened by `open`; while an error unwinds, the transaction closes it.
         if !std::thread::panicking() {
-            unsafe { pg_sys::table_close(self.relation, self.lock) };
+            unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as pg_sys::LOCKMODE) };
         }
     }
 }

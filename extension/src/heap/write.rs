@@ -12,7 +12,7 @@ pub enum Taken {
     Not,
 }
 
-/// A table whose rows may be changed past the executor: no trigger, row security, partition or foreign column would have to know.
+/// A table whose rows may be changed past the executor: no trigger, rule, row security or heir would have to know.
 pub struct Writable {
     table: Table,
     /// The only index of the table, on the first column, if rows are to be updated.
@@ -32,15 +32,20 @@ impl Writable {
         Writable::open(name, pg_sys::ACL_DELETE)
     }
 
-    /// The same for updates; the table has just these columns, and one index, which is on the first of them.
-    pub fn for_update(name: &CStr, columns: &[&str]) -> Option<Writable> {
+    /// The same for updates; the table has just these columns of these types, of which only the last may be NULL, and one
+    /// index, which is on the first of them.
+    pub fn for_update(name: &CStr, columns: &[(&str, pg_sys::Oid)]) -> Option<Writable> {
         let mut writable = Writable::open(name, pg_sys::ACL_UPDATE)?;
         let relation = writable.table.relation;
         // SAFETY: catalogue look-ups on an open relation; the index is closed by Drop.
         unsafe {
             let descriptor = (*relation).rd_att;
             if (*descriptor).natts as usize != columns.len()
-                || columns.iter().enumerate().any(|(at, name)| writable.table.column(name) != at + 1)
+                || columns
+                    .iter()
+                    .zip(1..)
+                    .any(|((name, of), number)| writable.table.find_column(name, *of) != Some(number))
+                || pgrx::PgTupleDesc::from_pg_unchecked(descriptor).iter().last().is_none_or(|last| last.attnotnull)
                 || !(*descriptor).constr.is_null()
                     && ((*(*descriptor).constr).has_generated_stored || (*(*descriptor).constr).num_check > 0)
             {
@@ -65,14 +70,8 @@ impl Writable {
     fn open(name: &CStr, right: u32) -> Option<Writable> {
         let table = Table::open_with(name, LOCK)?;
         // SAFETY: the relation is open.
-        let plain = unsafe {
-            let relation = &*table.relation;
-            relation.trigdesc.is_null()
-                && !(*relation.rd_rel).relispartition
-                && !(*relation.rd_rel).relhassubclass
-                && relation.rd_tableam == pg_sys::GetHeapamTableAmRoutine()
-        };
-        (plain && table.open_to(right)).then_some(Writable { table, key: None })
+        let without_triggers = unsafe { (*table.relation).trigdesc.is_null() };
+        (without_triggers && table.open_to(right)).then_some(Writable { table, key: None })
     }
 
     /// Deletes the row at a place, without waiting for anybody.
@@ -107,29 +106,30 @@ impl Writable {
         unsafe {
             let row = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
             let command = pg_sys::GetCurrentCommandId(true);
-            #[cfg(feature = "pg15")]
-            let result = pg_sys::heap_update(
-                relation,
-                &mut place,
-                row,
-                command,
-                std::ptr::null_mut(),
-                false,
-                &mut failure,
-                &mut lock,
-            );
-            #[cfg(not(feature = "pg15"))]
-            let result = pg_sys::heap_update(
-                relation,
-                &mut place,
-                row,
-                command,
-                std::ptr::null_mut(),
-                false,
-                &mut failure,
-                &mut lock,
-                &mut pg_sys::TU_UpdateIndexes::Type::default(),
-            );
+            let mut attempt = |failure: &mut pg_sys::TM_FailureData, wait| {
+                let nowhere: pg_sys::Snapshot = std::ptr::null_mut();
+                #[cfg(feature = "pg15")]
+                return pg_sys::heap_update(relation, &mut place, row, command, nowhere, wait, failure, &mut lock);
+                #[cfg(not(feature = "pg15"))]
+                return pg_sys::heap_update(
+                    relation,
+                    &mut place,
+                    row,
+                    command,
+                    nowhere,
+                    wait,
+                    failure,
+                    &mut lock,
+                    &mut pg_sys::TU_UpdateIndexes::Type::default(),
+                );
+            };
+            let mut result = attempt(&mut failure, false);
+            if result == pg_sys::TM_Result::TM_BeingModified
+                && pg_sys::TransactionIdIsCurrentTransactionId(failure.xmax)
+            {
+                // Locked by this very transaction: there is nobody to wait for.
+                result = attempt(&mut failure, true);
+            }
             let done = result == pg_sys::TM_Result::TM_Ok;
             let heap_only = u32::from((*(*row).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;
             if done && !heap_only {
@@ -156,7 +156,7 @@ impl Drop for Writable {
             && !std::thread::panicking()
         {
             // SAFETY: opened by `for_update`; while an error unwinds, the transaction closes it.
-            unsafe { pg_sys::index_close(key.index, LOCK) };
+            unsafe { pg_sys::index_close(key.index, pg_sys::NoLock as pg_sys::LOCKMODE) };
         }
     }
 }

@@ -110,8 +110,11 @@ fn scan(scenes: &Table, alliances: &Table, budget: &Budget) -> (Reading, usize) 
     let snapshot = Snapshot::take();
     let mut nodes = Nodes::new();
     let mut beyond = 0;
-    let (id, deleted, moderation) =
-        (scenes.column("id"), scenes.column("deleted_at"), scenes.column("moderation_status"));
+    let (id, deleted, moderation) = (
+        scenes.column("id", pg_sys::UUIDOID),
+        scenes.column("deleted_at", pg_sys::TIMESTAMPTZOID),
+        scenes.column("moderation_status", pg_sys::TEXTOID),
+    );
     scenes.scan_at(&snapshot, id.max(deleted).max(moderation), |row| {
         if row.is_null(deleted) && !matches!(row.text(moderation), b"hidden" | b"suspended") {
             if nodes.keys.len() < budget.most_nodes() {
@@ -124,11 +127,11 @@ fn scan(scenes: &Table, alliances: &Table, budget: &Budget) -> (Reading, usize) 
     let mut edges = budget.edges(nodes.keys.len());
     let mut room = Ok(());
     let (from, to, weight, status, deleted) = (
-        alliances.column("from_scene_id"),
-        alliances.column("to_scene_id"),
-        alliances.column("weight"),
-        alliances.column("status"),
-        alliances.column("deleted_at"),
+        alliances.column("from_scene_id", pg_sys::UUIDOID),
+        alliances.column("to_scene_id", pg_sys::UUIDOID),
+        alliances.column("weight", pg_sys::FLOAT8OID),
+        alliances.column("status", pg_sys::TEXTOID),
+        alliances.column("deleted_at", pg_sys::TIMESTAMPTZOID),
     );
     alliances.scan_at(&snapshot, from.max(to).max(weight).max(status).max(deleted), |row| {
         if room.is_err() || !row.is_null(deleted) || row.text(status) != b"active" {
@@ -187,7 +190,7 @@ pub fn stored_ranks(scenes: &Nodes<[u8; 16]>) -> (Vec<Option<Stored>>, Vec<ItemP
     };
     match Table::open(c"trust_ranks") {
         Some(table) if table.wholly_readable() => {
-            let (scene, rank) = (table.column("scene_id"), table.column("rank"));
+            let (scene, rank) = (table.column("scene_id", pg_sys::UUIDOID), table.column("rank", pg_sys::FLOAT8OID));
             table.scan(scene.max(rank), |row| note(&row.uuid(scene), row.f64(rank), row.place()));
         }
         _ => {

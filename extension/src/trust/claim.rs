@@ -9,7 +9,7 @@ use crate::statement::{Arg, Fields, Plan, arg, execute, query};
 use crate::trust::rules::Change;
 use pgrx::IntoDatum;
 use pgrx::datum::{TimestampWithTimeZone, Uuid};
-use pgrx::pg_sys::ItemPointerData;
+use pgrx::pg_sys::{self, ItemPointerData};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 /// From this many scenes on, their other marks are found by reading the whole table.
@@ -50,6 +50,7 @@ impl Mark {
                 alliances: row.get(6)?,
                 memberships: row.get(7)?,
                 membership_points: row.get(8)?,
+                standing: row.get(11)?,
             },
             attempts,
             last_error: if attempts > 0 { row.get(10) } else { None },
@@ -120,6 +121,7 @@ pub fn claim(after: i64, limit: i64, shard: &Shard) -> Batch {
     }
     if !claims.is_empty() {
         take_other_marks(&mut claims, &position);
+        mark_allies(&claims);
     }
     Batch { claims, due, last_generation }
 }
@@ -128,7 +130,12 @@ pub fn claim(after: i64, limit: i64, shard: &Shard) -> Batch {
 fn take(marks: Vec<Mark>) -> (Vec<Mark>, FxHashSet<[u8; 16]>) {
     let mut taken: FxHashSet<i64> = FxHashSet::default();
     if let Some(table) = Writable::for_deletion(c"trust_dirty") {
-        taken.extend(marks.iter().filter(|mark| table.delete(mark.place) == Taken::Done).map(|mark| mark.generation));
+        for mark in &marks {
+            if table.delete(mark.place) == Taken::Done {
+                taken.insert(mark.generation);
+            }
+            pgrx::check_for_interrupts!();
+        }
         show_changes();
     } else if !marks.is_empty() {
         let places = || vec![arg(marks.iter().map(|mark| mark.place).collect::<Vec<_>>())];
@@ -159,13 +166,24 @@ fn take_other_marks(claims: &mut Vec<Claim>, position: &FxHashMap<[u8; 16], usiz
     give_back(left.iter());
 }
 
+/// Marks the scenes that vouch for scenes which have fallen or risen. The change itself has marked those that it could
+/// see; an alliance that was being made at the same time is seen only now.
+fn mark_allies(claims: &[Claim]) {
+    let moved: Vec<Uuid> = claims.iter().filter(|claim| claim.change.standing).map(|claim| claim.scene).collect();
+    if !moved.is_empty() {
+        // Those that are claimed too will be read later than this.
+        let claimed = claims.iter().map(|claim| claim.scene).collect::<Vec<_>>();
+        execute("SELECT trust_mark_allies($1, $2)", Plan::Kept, || vec![arg(moved), arg(claimed)]);
+    }
+}
+
 fn other_marks(claims: &[Claim], position: &FxHashMap<[u8; 16], usize>) -> Vec<Mark> {
     let mut scenes: Option<Vec<Uuid>> = None;
     if claims.len() >= SCAN_FROM
         && let Some(table) = Table::open(c"trust_dirty")
         && table.wholly_readable()
     {
-        let column = table.column("scene_id");
+        let column = table.column("scene_id", pg_sys::UUIDOID);
         let mut found: FxHashSet<[u8; 16]> = FxHashSet::default();
         table.scan(column, |row| {
             let scene = row.uuid(column);
@@ -212,6 +230,7 @@ pub fn give_back<'a>(claims: impl Iterator<Item = &'a Claim>) {
             column(&claims, |claim| claim.change.membership_points),
             column(&claims, |claim| claim.attempts),
             column(&claims, |claim| claim.last_error.clone()),
+            column(&claims, |claim| claim.change.standing),
         ]
     });
 }

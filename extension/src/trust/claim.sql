@@ -1,4 +1,4 @@
-SELECT ctid, scene_id, generation, marked_at, recount, alliances_changed, members_change, points_change, attempts, last_error
+SELECT ctid, scene_id, generation, marked_at, recount, alliances_changed, members_change, points_change, attempts, last_error, standing_changed
   FROM trust_dirty
  WHERE generation > $1 AND quarantined_at IS NULL AND retry_at <= clock_timestamp()
    AND ($3 IS NULL OR scene_id >= $3) AND ($4 IS NULL OR scene_id <= $4)

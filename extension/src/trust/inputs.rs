@@ -8,8 +8,9 @@ use crate::heap::{Snapshot, Table};
 use crate::statement::{Fields, Plan, arg, query};
 use crate::trust::claim::Claim;
 use crate::trust::rules::{Change, Inputs, Trust};
-use crate::trust::store::{Computed, Stored};
+use crate::trust::store::{COLUMNS, Computed, Stored};
 use pgrx::datum::Uuid;
+use pgrx::pg_sys;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Reading one scene by index costs about as much as passing over this many memberships.
@@ -32,7 +33,7 @@ impl Position {
 
 /// The trust of each claimed scene, in order, beside what is stored of it.
 pub fn read_inputs(claims: &[Claim]) -> Vec<Computed> {
-    let stored = read_stored(claims);
+    let stored = read_stored(&claims.iter().map(|claim| claim.scene).collect::<Vec<_>>());
     let mut computed: Vec<Computed> = Vec::with_capacity(claims.len());
     let mut unread: Vec<Unread> = Vec::new();
     for ((claim, stored), at) in claims.iter().zip(stored).zip(0..) {
@@ -46,7 +47,7 @@ pub fn read_inputs(claims: &[Claim]) -> Vec<Computed> {
             _ if counted => unread.push(Unread { at, scene: claim.scene, count: false, inputs, stands: true }),
             _ => unread.push(Unread { at, scene: claim.scene, count: true, inputs: Inputs::default(), stands: false }),
         }
-        computed.push(Computed { trust, stored });
+        computed.push(Computed { trust, stored, contested: false });
     }
     if !unread.is_empty() {
         let position = Position::of(unread.iter().map(|scene| &scene.scene));
@@ -54,18 +55,37 @@ pub fn read_inputs(claims: &[Claim]) -> Vec<Computed> {
             Some(tables) => tables.read(&mut unread, &position),
             None => read_by_index(&mut unread, &position),
         }
-        for scene in unread {
-            computed[scene.at].trust = scene.stands.then(|| scene.inputs.trust());
+        // A statement of this session that is changing memberships marks them when it ends: such a count is no sum.
+        let changing = Table::open(c"memberships").is_none_or(|table| table.in_use());
+        for scene in &unread {
+            let mut trust = scene.inputs.trust();
+            if changing && scene.count {
+                trust.membership_points = None;
+            }
+            computed[scene.at].trust = scene.stands.then_some(trust);
         }
+        read_again(claims, &unread, &mut computed);
     }
     computed
 }
 
-fn read_stored(claims: &[Claim]) -> Vec<Option<Stored>> {
-    let mut stored: Vec<Option<Stored>> = claims.iter().map(|_| None).collect();
-    let position = Position::of(claims.iter().map(|claim| &claim.scene));
+/// Finds scenes whose stored score somebody has written between our reading it and our reading the rows: what they have
+/// added would be counted twice, or lost.
+fn read_again(claims: &[Claim], unread: &[Unread], computed: &mut [Computed]) {
+    let again = read_stored(&unread.iter().map(|scene| claims[scene.at].scene).collect::<Vec<_>>());
+    for (scene, now) in unread.iter().zip(again) {
+        let computed = &mut computed[scene.at];
+        let place =
+            |stored: &Option<Stored>| stored.as_ref().map(|stored| pgrx::itemptr::item_pointer_to_u64(stored.place));
+        computed.contested = place(&computed.stored) != place(&now);
+    }
+}
+
+fn read_stored(scenes: &[Uuid]) -> Vec<Option<Stored>> {
+    let mut stored: Vec<Option<Stored>> = scenes.iter().map(|_| None).collect();
+    let position = Position::of(scenes.iter());
     if let Some(table) = Table::open(c"trust_scores")
-        && claims.len() as f64 * SCORES_PER_LOOKUP > table.estimated_rows()
+        && scenes.len() as f64 * SCORES_PER_LOOKUP > table.estimated_rows()
         && table.wholly_readable()
     {
         scan_scores(&table, &position, &mut stored);
@@ -73,8 +93,8 @@ fn read_stored(claims: &[Claim]) -> Vec<Option<Stored>> {
     }
     query(
         include_str!("read_scores.sql"),
-        Plan::for_rows(claims.len()),
-        || vec![arg(claims.iter().map(|claim| claim.scene).collect::<Vec<_>>())],
+        Plan::for_rows(scenes.len()),
+        || vec![arg(scenes.to_vec())],
         |row| {
             let found = || {
                 let trust = Trust {
@@ -96,10 +116,8 @@ fn read_stored(claims: &[Claim]) -> Vec<Option<Stored>> {
 }
 
 fn scan_scores(table: &Table, position: &Position, stored: &mut [Option<Stored>]) {
-    let names =
-        ["scene_id", "score", "alliance_factor", "membership_mean", "memberships", "alliances", "membership_points"];
-    let columns = names.map(|name| table.column(name));
-    let [id, score, factor, mean, memberships, alliances, points] = columns;
+    let columns @ [id, score, factor, mean, _, memberships, alliances, points] =
+        COLUMNS.map(|(name, of)| table.column(name, of));
     table.scan(columns.into_iter().max().unwrap_or(id), |row| {
         if let Some(at) = position.at(&row.uuid(id)) {
             let trust = Trust {
@@ -204,8 +222,11 @@ impl Tables {
     /// Notes which scenes stand, and returns those that do not count as allies.
     fn read_scenes(&self, unread: &mut [Unread], position: &Position) -> FxHashSet<[u8; 16]> {
         let table = &self.scenes;
-        let (id, deleted, moderation) =
-            (table.column("id"), table.column("deleted_at"), table.column("moderation_status"));
+        let (id, deleted, moderation) = (
+            table.column("id", pg_sys::UUIDOID),
+            table.column("deleted_at", pg_sys::TIMESTAMPTZOID),
+            table.column("moderation_status", pg_sys::TEXTOID),
+        );
         let mut fallen = FxHashSet::default();
         table.scan(id.max(deleted).max(moderation), |row| {
             let scene = row.uuid(id);
@@ -222,8 +243,12 @@ impl Tables {
 
     fn read_memberships(&self, snapshot: &Snapshot, unread: &mut [Unread], position: &Position) {
         let table = &self.memberships;
-        let (scene, weight, role, status) =
-            (table.column("scene_id"), table.column("trust_weight"), table.column("role"), table.column("status"));
+        let (scene, weight, role, status) = (
+            table.column("scene_id", pg_sys::UUIDOID),
+            table.column("trust_weight", pg_sys::FLOAT8OID),
+            table.column("role", pg_sys::TEXTOID),
+            table.column("status", pg_sys::TEXTOID),
+        );
         table.scan_at(snapshot, scene.max(weight).max(role).max(status), |row| {
             if row.text(status) == b"active"
                 && let Some(at) = position.at(&row.uuid(scene))
@@ -237,8 +262,11 @@ impl Tables {
 
     fn read_marks(&self, snapshot: &Snapshot, unread: &mut [Unread], position: &Position) {
         let table = &self.marks;
-        let (scene, members, points) =
-            (table.column("scene_id"), table.column("members_change"), table.column("points_change"));
+        let (scene, members, points) = (
+            table.column("scene_id", pg_sys::UUIDOID),
+            table.column("members_change", pg_sys::INT4OID),
+            table.column("points_change", pg_sys::INT8OID),
+        );
         table.scan_at(snapshot, scene.max(members).max(points), |row| {
             if let Some(at) = position.at(&row.uuid(scene))
                 && unread[at].count
@@ -255,11 +283,11 @@ impl Tables {
     fn read_alliances(&self, unread: &mut [Unread], position: &Position, fallen: &FxHashSet<[u8; 16]>) {
         let table = &self.alliances;
         let (from, to, weight, status, deleted) = (
-            table.column("from_scene_id"),
-            table.column("to_scene_id"),
-            table.column("weight"),
-            table.column("status"),
-            table.column("deleted_at"),
+            table.column("from_scene_id", pg_sys::UUIDOID),
+            table.column("to_scene_id", pg_sys::UUIDOID),
+            table.column("weight", pg_sys::FLOAT8OID),
+            table.column("status", pg_sys::TEXTOID),
+            table.column("deleted_at", pg_sys::TIMESTAMPTZOID),
         );
         table.scan(from.max(to).max(weight).max(status).max(deleted), |row| {
             if row.is_null(deleted)

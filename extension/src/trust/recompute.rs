@@ -240,10 +240,10 @@ fn store_or_isolate(
     }
 }
 
-/// Failures that are not the fault of a scene: cancellation, resources, permissions, a broken schema, bugs.
+/// Failures that are not the fault of a scene: conflicts, cancellation, resources, permissions, a broken schema, bugs.
 fn concerns_everyone(failure: &Failure) -> bool {
     let code = failure.code.as_str();
-    ["25", "53", "57", "58", "XX"].iter().any(|class| code.starts_with(class))
-        || code == "42501"
+    ["25", "40", "53", "57", "58", "XX"].iter().any(|class| code.starts_with(class))
+        || ["42501", "55P03"].contains(&code)
         || code.starts_with("42P")
 }

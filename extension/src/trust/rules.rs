@@ -63,6 +63,8 @@ pub struct Change {
     pub alliances: bool,
     pub memberships: i32,
     pub membership_points: i64,
+    /// It has fallen or risen, which concerns the scenes that vouch for it.
+    pub standing: bool,
 }
 
 impl Inputs {
@@ -132,6 +134,7 @@ impl Change {
             alliances: self.alliances || other.alliances,
             memberships: memberships.unwrap_or_default(),
             membership_points: membership_points.unwrap_or_default(),
+            standing: self.standing || other.standing,
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Computed {
     /// `None` if the scene is gone, and with it its score.
     pub trust: Option<Trust>,
     pub stored: Option<Stored>,
+    /// Somebody else has stored a score meanwhile.
+    pub contested: bool,
 }
 
 /// A stored score, and where its row was when it was read.
@@ -35,15 +37,15 @@ pub struct Outcome {
 }
 
 /// The columns of `trust_scores`, in order.
-const COLUMNS: [&str; 8] = [
-    "scene_id",
-    "score",
-    "alliance_factor",
-    "membership_mean",
-    "computed_at",
-    "memberships",
-    "alliances",
-    "membership_points",
+pub const COLUMNS: [(&str, pg_sys::Oid); 8] = [
+    ("scene_id", pg_sys::UUIDOID),
+    ("score", pg_sys::FLOAT8OID),
+    ("alliance_factor", pg_sys::FLOAT8OID),
+    ("membership_mean", pg_sys::FLOAT8OID),
+    ("computed_at", pg_sys::TIMESTAMPTZOID),
+    ("memberships", pg_sys::INT4OID),
+    ("alliances", pg_sys::INT4OID),
+    ("membership_points", pg_sys::INT8OID),
 ];
 
 type Row<'a> = (Uuid, Option<&'a Trust>);
@@ -73,14 +75,18 @@ struct Scores<'a> {
     /// Their places among all scenes.
     at: Vec<usize>,
     rows: Vec<Row<'a>>,
-    places: Vec<ItemPointerData>,
+    stored: Vec<&'a Stored>,
 }
 
 impl<'a> Scores<'a> {
-    fn push(&mut self, at: usize, row: Row<'a>, place: Option<ItemPointerData>) {
+    fn push(&mut self, at: usize, row: Row<'a>, stored: Option<&'a Stored>) {
         self.at.push(at);
         self.rows.push(row);
-        self.places.extend(place);
+        self.stored.extend(stored);
+    }
+
+    fn places(&self) -> Arg {
+        arg(self.stored.iter().map(|stored| stored.place).collect::<Vec<_>>())
     }
 
     /// Runs a statement that returns the scenes that it has stored; the others are contested.
@@ -108,8 +114,7 @@ impl<'a> Scores<'a> {
     }
 
     fn delete(&self, contested: &mut FxHashSet<usize>) {
-        let arguments =
-            || vec![arg(self.rows.iter().map(|(scene, _)| *scene).collect::<Vec<_>>()), arg(self.places.clone())];
+        let arguments = || vec![arg(self.rows.iter().map(|(scene, _)| *scene).collect::<Vec<_>>()), self.places()];
         self.execute(include_str!("delete_scores.sql"), arguments, contested);
     }
 
@@ -119,13 +124,15 @@ impl<'a> Scores<'a> {
         let Some(table) = table else {
             let arguments = || {
                 let mut arguments = self.with_points(at);
-                arguments.push(arg(self.places.clone()));
+                arguments.push(self.places());
+                arguments.push(arg(self.stored.iter().map(|s| s.trust.membership_points).collect::<Vec<_>>()));
+                arguments.push(arg(self.stored.iter().map(|s| s.trust.alliance_factor).collect::<Vec<_>>()));
                 arguments
             };
             self.execute(include_str!("update_scores.sql"), arguments, contested);
             return;
         };
-        for ((scene, (id, trust)), place) in self.at.iter().zip(&self.rows).zip(&self.places) {
+        for ((scene, (id, trust)), stored) in self.at.iter().zip(&self.rows).zip(&self.stored) {
             let Some(trust) = trust else { continue };
             let mut id = *id.as_bytes();
             let mut values = [
@@ -140,7 +147,7 @@ impl<'a> Scores<'a> {
             ];
             let mut nulls = [false; COLUMNS.len()];
             nulls[COLUMNS.len() - 1] = trust.membership_points.is_none();
-            if !table.update(*place, &mut values, &mut nulls) {
+            if !table.update(stored.place, &mut values, &mut nulls) {
                 contested.insert(*scene);
             }
             pgrx::check_for_interrupts!();
@@ -159,11 +166,10 @@ pub fn store(claims: &[Claim], computed: &[Computed]) -> Outcome {
     for ((at, claim), computed) in claims.iter().enumerate().zip(computed) {
         let row: Row<'_> = (claim.scene, computed.trust.as_ref());
         match (&computed.trust, &computed.stored) {
+            _ if computed.contested => drop(outcome.contested.insert(at)),
             (Some(_), None) => new.push(at, row, None),
-            (Some(trust), Some(stored)) if trust.differs_from(&stored.trust) => {
-                changed.push(at, row, Some(stored.place));
-            }
-            (None, Some(stored)) => gone.push(at, row, Some(stored.place)),
+            (Some(trust), Some(stored)) if trust.differs_from(&stored.trust) => changed.push(at, row, Some(stored)),
+            (None, Some(stored)) => gone.push(at, row, Some(stored)),
             _ => (),
         }
     }
