@@ -59,9 +59,13 @@ class Scenes:
         connection.execute("CHECKPOINT")
 
     def clean(self):
-        """Leave nothing to do."""
+        """Leave nothing to do, and what only pgsteward keeps beside a score as it must be: others leave it as it was."""
         with self.connect() as connection:
+            connection.execute("TRUNCATE trust_dirty")
+            connection.execute("SELECT trust_mark_all_dirty()")
+            connection.execute("SELECT trust_recompute(1000000, '1 hour')")
             connection.execute("TRUNCATE trust_dirty, trust_score_history")
+            connection.execute("VACUUM trust_scores")
 
     def prepare(self, case):
         """Bring the database into the state from which the case is measured; the same for every contestant."""
@@ -97,7 +101,7 @@ class Scenes:
         """Change one membership of so many scenes beside each other, from a random one on."""
         first = random.randint(1, max(1, self.count - many))
         connection.execute("UPDATE memberships SET role = CASE role WHEN 'owner' THEN 'guest' ELSE 'owner' END WHERE user_did = 'did:1' AND scene_id IN "
-                           "(SELECT md5(i::text)::uuid FROM generate_series(%s, %s) AS i)", [first, first + min(many, self.count) - 1])
+                           "(SELECT md5(i::text)::uuid FROM generate_series(%s::int, %s::int) AS i)", [first, first + min(many, self.count) - 1])
 
     def dirty_few(self, connection, few):
         """Change and mark a few scenes at random, as an application does: by the trigger."""

@@ -79,13 +79,14 @@ pub fn run(request: &Request) -> Run {
 
     let writing = Instant::now();
     let spread = work.map(|work| store(work, request.settings.tolerance, &mut run));
+    let write_ms = millis(writing);
     run.duration_ms = millis(started);
     execute(include_str!("record_run.sql"), Plan::Kept, || {
         vec![
             arg(started_at),
             arg(run.duration_ms),
             arg(read_ms),
-            arg(millis(writing)),
+            arg(write_ms),
             arg(run.scenes),
             arg(run.edges),
             arg(run.progress.iterations as i32),
