@@ -7,6 +7,7 @@ mod deadline;
 mod discovery;
 mod error;
 mod heap;
+mod preconditions;
 mod propagation;
 mod queue;
 mod schema;

@@ -2,7 +2,7 @@
 
 use crate::deadline::Deadline;
 use crate::error::refuse;
-use crate::heap::Table;
+use crate::preconditions::require_storage;
 use crate::propagation::graph::{Reading, Stored, afford, stored_ranks};
 use crate::propagation::rules::{Graph, Progress, Settings, Teleport, differs, quantiles, start};
 use crate::statement::{Plan, arg, execute, query};
@@ -110,21 +110,7 @@ fn millis(since: Instant) -> f64 {
 
 /// Refuses to work without the schema, where nothing can be written, or beside another propagation.
 fn check_preconditions() {
-    if Table::open(c"trust_propagation_runs").is_none() {
-        refuse(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "the schema of pgsteward has not been migrated".to_string(),
-            "Run SELECT * FROM steward_migrate(); or pgsteward migrate from the shell.",
-        );
-    }
-    // SAFETY: reads a flag of the transaction.
-    if unsafe { pg_sys::XactReadOnly } {
-        refuse(
-            PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION,
-            "trust cannot be propagated in a read-only transaction".to_string(),
-            "It stores ranks: call it in a transaction that may write, on the primary.",
-        );
-    }
+    require_storage(c"trust_propagation_runs", "trust cannot be propagated");
     let mut free = false;
     query("SELECT pg_try_advisory_xact_lock(hashtext('pgsteward:trust_propagate'), 0)", Plan::Kept, Vec::new, |row| {
         free = row.get(1).unwrap_or_default()

@@ -6,7 +6,7 @@
 
 use crate::deadline::Deadline;
 use crate::error::refuse;
-use crate::heap::Table;
+use crate::preconditions::require_storage;
 use crate::settings;
 use crate::statement::{Plan, arg, execute, query};
 use crate::subtransaction::{Failure, attempt};
@@ -63,21 +63,7 @@ const LONG_CHUNK: Duration = Duration::from_millis(200);
 
 /// Refuses to work without the schema, where nothing can be written, or under a snapshot that hides later changes.
 pub fn check_preconditions() {
-    if Table::open(c"trust_dirty").is_none() {
-        refuse(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "the schema of pgsteward has not been migrated".to_string(),
-            "Run SELECT * FROM steward_migrate(); or pgsteward migrate from the shell.",
-        );
-    }
-    // SAFETY: reads a variable of this backend.
-    if unsafe { pg_sys::XactReadOnly } {
-        refuse(
-            PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION,
-            "trust cannot be recomputed in a read-only transaction".to_string(),
-            "Call it on the primary, in a transaction that may write; a hot standby is read-only.",
-        );
-    }
+    require_storage(c"trust_dirty", "trust cannot be recomputed");
     // SAFETY: reads a variable of this backend.
     if unsafe { pg_sys::XactIsoLevel } != pg_sys::XACT_READ_COMMITTED as i32 {
         refuse(
