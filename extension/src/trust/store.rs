@@ -175,7 +175,11 @@ pub fn store(claims: &[Claim], computed: &[Computed]) -> Outcome {
     }
     // SAFETY: reads the clock.
     let now = unsafe { pg_sys::GetCurrentTimestamp() };
-    let Ok(now) = TimestampWithTimeZone::try_from(now) else { return outcome };
+    let Ok(now) = TimestampWithTimeZone::try_from(now) else {
+        // A clock beyond the range of dates: nothing is stored, and every mark is put back.
+        outcome.contested.extend(0..claims.len());
+        return outcome;
+    };
     changed.update(now, &mut outcome.contested);
     new.insert(now, &mut outcome.contested);
     gone.delete(&mut outcome.contested);
